@@ -1,0 +1,94 @@
+"""Figures: what a run comes to, and what an objective asks of it."""
+
+import operator
+
+import msgspec
+
+from paceline.model.estimate import Estimate
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one scenario (or of all). Seconds at the provider's pace; None: not known or no such request."""
+
+    requests: int
+    duration_s: float
+    mean_s: float | None = None
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+    max_s: float | None = None
+    p50_interval_s: tuple[float, float] | None = None  # 95 % confidence
+    p95_interval_s: tuple[float, float] | None = None
+    requests_per_s: float | None = None
+    success_ratio: float | None = None
+    hit_ratio: float | None = None  # hits and joins over requests; None: nothing says hit or miss
+    cached_p50_s: float | None = None
+    cached_p95_s: float | None = None
+    uncached_p50_s: float | None = None
+    uncached_p95_s: float | None = None
+    first_byte_p50_s: float | None = None
+    first_byte_p95_s: float | None = None
+    cost_per_1000_usd: float | None = None  # per 1,000 requests
+    llm_calls_per_request: float | None = None
+    memory_mb: float | None = None  # peak of the process tree
+    memory_growth_mb_per_1000: float | None = None  # per 1,000 requests
+    memory_verdict: str | None = None  # "steady", "spike", "leak", "run longer"
+    errors: dict[str, int] = {}
+    quality_ratio: float | None = None  # share of golden answers that hold what they must
+    swallowed_failure_ratio: float | None = None  # requests in which a failed step was hidden, over requests
+
+
+class ProjectedFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures a projection gives, each with its 90 % interval."""
+
+    p50_s: Estimate
+    p95_s: Estimate
+    mean_s: Estimate
+    requests_per_s: Estimate
+    success_ratio: Estimate
+    hit_ratio: Estimate | None = None
+    cost_per_1000_usd: Estimate | None = None
+    memory_mb: Estimate | None = None
+
+
+MUST, SHOULD, STRETCH = "must", "should", "stretch"
+
+
+class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A target on one figure: `metric` is a field of Figures, `op` one of <, <=, >, >=, ==."""
+
+    name: str
+    metric: str
+    op: str
+    target: float | str
+    level: str = MUST
+    scenario: str | None = None  # None: the main scenario
+
+    def met(self, figures: Figures) -> bool | None:
+        """True or false; None when the figure is not known."""
+        value = getattr(figures, self.metric)
+        if value is None:
+            return None
+        return bool(_OPS[self.op](value, self.target))
+
+    def __post_init__(self) -> None:
+        if self.metric not in Figures.__struct_fields__:
+            known = ", ".join(Figures.__struct_fields__)
+            msg = f"objective {self.name!r}: unknown metric {self.metric!r}; one of {known}"
+            raise ValueError(msg)
+        if self.op not in _OPS:
+            msg = f"objective {self.name!r}: unknown op {self.op!r}; one of {' '.join(_OPS)}"
+            raise ValueError(msg)
+        if self.level not in (MUST, SHOULD, STRETCH):
+            msg = f"objective {self.name!r}: unknown level {self.level!r}; one of must, should, stretch"
+            raise ValueError(msg)
+
+
+_OPS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}

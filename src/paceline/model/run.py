@@ -1,0 +1,47 @@
+"""RunInfo: what run.json says about a run."""
+
+import msgspec
+
+SCHEMA = 1  # of the run folder; readers accept this and older
+
+COMPLETE = "complete"
+PARTIAL = "partial"  # interrupted; what is there is right but not all of it
+RUNNING = "running"  # still being written, or its writer was killed
+
+
+class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One load scenario that was driven in this run; enough to simulate the same load again."""
+
+    name: str
+    model: str  # "closed" (users) or "open" (arrivals)
+    users: int | None = None
+    ramp_s: float = 0.0  # users start evenly over this time
+    think_s: float = 0.0
+    rate_per_s: float | None = None
+    arrivals: str = "constant"  # "constant" or "poisson"
+    requests: int = 0
+    seed: int = 0
+    timeout_s: float = 120.0
+    started_s: float = 0.0  # since the start of the run
+    ended_s: float = 0.0
+    lag_p99_s: float | None = None  # generator health: how late it sent, 99th percentile
+    generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The header of a run folder. Times in the files are raw; readers multiply by `speed`."""
+
+    schema: int = SCHEMA
+    id: str
+    name: str
+    paceline: str  # version that wrote it
+    start_ns: int  # Unix time at zero
+    clock_offset_ns: int = 0
+    speed: float = 1.0  # the simulated provider ran this many times faster than real
+    state: str = RUNNING
+    reason: str | None = None  # why it is partial
+    ended_s: float | None = None  # wall seconds
+    command: list[str] = []
+    scenarios: list[ScenarioInfo] = []
+    host: dict[str, str | int | float] = {}
+    notes: list[str] = []

@@ -28,7 +28,7 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core
 
 
-class RunInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a run folder. Times in the files are raw; readers multiply by `speed`."""
 
     schema: int = SCHEMA

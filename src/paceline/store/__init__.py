@@ -1,1 +1,1 @@
-"""Room store."""
+"""Run folders: live JSON-lines spools, sealed into Parquet, read through DuckDB."""

@@ -1,0 +1,266 @@
+"""Scenario: what load to drive, and the fixed sequence of bodies it sends."""
+
+import hashlib
+import itertools
+import random
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from paceline.errors import ConfigError, InputError
+
+CLOSED, OPEN = "closed", "open"
+SEQUENCE, UNIFORM, ZIPF = "sequence", "uniform", "zipf"
+CONSTANT, POISSON, GAMMA = "constant", "poisson", "gamma"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One endpoint of a mix; `weight` is its share of the requests, relative to the others'."""
+
+    method: str = "POST"
+    path: str = "/"
+    bodies: str | None = None  # JSON-lines file; None: requests without a body
+    weight: float = 1.0
+    headers: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, "weight must be above 0", self.weight)
+        _require(self.path.startswith("/"), "path must begin with /", self.path)
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One load test. Times and rates are at the provider's pace; the driver divides by the run's speed.
+
+    Closed: `users` send one request after another until `requests` are sent or `duration_s` is over.
+    Open: requests arrive at `rate_per_s` for `duration_s` (or until `requests`), whoever has answered.
+    Paths of body files are relative to the folder given to `resolved`.
+    """
+
+    name: str
+    model: str = CLOSED
+    users: int | None = None
+    requests: int | None = None
+    duration_s: float | None = None
+    ramp_s: float = 0.0  # users start evenly over this time
+    think_s: float = 0.0  # between an answer and the same user's next request
+    rate_per_s: float | None = None
+    arrivals: str = CONSTANT  # "constant", "poisson", "gamma" (bursty: see `cv`)
+    cv: float = 1.0  # of the time between gamma arrivals: standard deviation over mean
+    method: str = "POST"
+    path: str = "/"
+    bodies: str | None = None
+    headers: dict[str, str] = {}
+    mix: list[Endpoint] = []  # several endpoints; then `method`, `path` and `bodies` are not used
+    pick: str = SEQUENCE  # "sequence" (file order, repeating), "uniform", "zipf"
+    zipf_s: float = 1.0  # exponent: the k-th most popular question is asked 1/k**s as often as the first
+    seed: int = 0
+    timeout_s: float = 120.0  # for the whole answer, from the send
+    connections: int | None = None  # most open at once; None: `users`, or what the process may open
+    warmup: int = 0  # requests sent before the scenario starts, not recorded
+    cache_headers: list[str] = ["x-paceline-cache", "x-cache"]  # the first one present says hit, miss or join
+    stop_error_ratio: float | None = None  # give up above this share of errors (after 100 requests)
+    when: str = "every"  # in tune: "every" phase, or "ends" (first and last)
+    main: bool = False  # in tune: the one that is projected
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The mix, or the single endpoint as a mix of one."""
+        single = Endpoint(method=self.method, path=self.path, bodies=self.bodies)
+        return self.mix or [single]
+
+    def resolved(self, folder: Path) -> "Scenario":
+        """The same scenario with body files as paths that start at `folder`."""
+
+        def place(name: str | None) -> str | None:
+            return None if name is None else str(folder / name)
+
+        mix = [msgspec.structs.replace(e, bodies=place(e.bodies)) for e in self.mix]
+        return msgspec.structs.replace(self, bodies=place(self.bodies), mix=mix)
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, CLOSED, OPEN)
+        _one_of("arrivals", self.arrivals, CONSTANT, POISSON, GAMMA)
+        _one_of("pick", self.pick, SEQUENCE, UNIFORM, ZIPF)
+        _one_of("when", self.when, "every", "ends")
+        for name in ("users", "requests", "duration_s", "rate_per_s", "timeout_s", "cv", "zipf_s", "connections"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be above 0", value)
+        for name in ("ramp_s", "think_s", "warmup"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        _require(self.path.startswith("/"), "path must begin with /", self.path)
+        if self.model == CLOSED:
+            _require(self.users is not None, "a closed scenario needs users", self.users)
+            _require(
+                self.rate_per_s is None, "rate_per_s belongs to an open scenario; closed ones have users", self.model
+            )
+        else:
+            _require(self.rate_per_s is not None, "an open scenario needs rate_per_s", self.rate_per_s)
+            _require(self.users is None, "users belong to a closed scenario; open ones have rate_per_s", self.model)
+        _require(bool(self.requests or self.duration_s), f"{self.name}: give requests or duration_s", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """One request to send, trace header aside. `key` and `text_key` identify what it asks (16 hex digits)."""
+
+    endpoint: str  # "POST /chat"
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    data: bytes
+    key: str  # the very same request has the same one
+    text_key: str  # so has one that differs in case, punctuation, white space or numbers outside strings
+
+
+def sequence(scenario: Scenario, count: int | None = None) -> list[Body]:
+    """The first `count` requests of the scenario (default: its `requests`), the same for the same seed.
+
+    Raises:
+        ConfigError: a body file is missing. InputError: it is empty or a line is malformed.
+    """
+    count = scenario.requests if count is None else count
+    if count is None:
+        msg = "count is needed: the scenario is bounded by time, not by a number of requests"
+        raise ValueError(msg)
+    return list(itertools.islice(draws(scenario), count))
+
+
+def draws(scenario: Scenario) -> Iterator[Body]:
+    """The scenario's requests without end. Files are read at the first one; errors as in `sequence`."""
+    rng = random.Random(f"{scenario.seed}:mix")
+    endpoints = scenario.endpoints
+    sources = [
+        _picks(_questions(endpoint, scenario), scenario, random.Random(f"{scenario.seed}:{i}"))
+        for i, endpoint in enumerate(endpoints)
+    ]
+    if len(sources) == 1:
+        yield from sources[0]
+    weights = [endpoint.weight for endpoint in endpoints]
+    while True:
+        yield next(rng.choices(sources, weights)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    variants: list[Body]  # the same question worded or typed differently; one is drawn
+    weight: float
+
+
+def _picks(questions: list[_Question], scenario: Scenario, rng: random.Random) -> Iterator[Body]:
+    """Questions in the scenario's order of picking. Weights count for "uniform" and "zipf"."""
+    if scenario.pick == SEQUENCE:
+        order: Iterator[_Question] = itertools.cycle(questions)
+    else:
+        ranked = list(questions)
+        weights = [q.weight for q in ranked]
+        if scenario.pick == ZIPF:
+            # Shuffled first, so that popularity does not follow the file's own order (often by topic).
+            rng.shuffle(ranked)
+            weights = [q.weight / rank**scenario.zipf_s for rank, q in enumerate(ranked, start=1)]
+        cumulative = list(itertools.accumulate(weights))
+        order = (rng.choices(ranked, cum_weights=cumulative)[0] for _ in itertools.repeat(None))
+    for question in order:
+        yield question.variants[0] if len(question.variants) == 1 else rng.choice(question.variants)
+
+
+def _questions(endpoint: Endpoint, scenario: Scenario) -> list[_Question]:
+    if endpoint.bodies is None:
+        return [_Question([_body(endpoint, scenario, b"")], 1.0)]
+    path = Path(endpoint.bodies)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        msg = f"cannot read the bodies file {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            raw, weight = _parse(path, number, line.strip())
+            questions.append(_Question([_body(endpoint, scenario, data) for data in raw], weight))
+    if not questions:
+        msg = f"{path} holds no request bodies: expected one JSON value a line"
+        raise InputError(msg, path=path)
+    return questions
+
+
+def _parse(path: Path, number: int, line: bytes) -> tuple[list[bytes], float]:
+    """Exact bytes of the bodies on one line, and its weight.
+
+    A line is a body, `{"body": BODY, "weight": W}` or `{"variants": [BODY, ...], "weight": W}`; an object with
+    any other field is a body.
+    """
+
+    def fail(problem: str) -> InputError:
+        return InputError(f"{path}, line {number}: {problem}", path=path, line=number)
+
+    try:
+        msgspec.json.decode(line)
+        if not line.startswith(b"{"):
+            return [line], 1.0
+        fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        kinds = fields.keys() & {"body", "variants"}
+        if len(kinds) != 1 or fields.keys() - kinds - {"weight"}:
+            return [line], 1.0
+        weight = msgspec.json.decode(fields.get("weight", b"1"), type=float)
+        bodies = (
+            [fields["body"]] if "body" in fields else msgspec.json.decode(fields["variants"], type=list[msgspec.Raw])
+        )
+    except msgspec.DecodeError as error:
+        raise fail(f"{error}; expected one JSON value") from error
+    if not weight > 0:
+        raise fail(f"weight must be above 0; got {weight:g}")
+    if not bodies:
+        raise fail("variants is empty; give at least one body")
+    return [bytes(raw) for raw in bodies], weight
+
+
+def _body(endpoint: Endpoint, scenario: Scenario, data: bytes) -> Body:
+    name = f"{endpoint.method} {endpoint.path}"
+    headers = {**scenario.headers, **endpoint.headers}
+    if data and not any(header.lower() == "content-type" for header in headers):
+        headers["Content-Type"] = "application/json"
+    texts = list(_texts(msgspec.json.decode(data))) if data else []
+    return Body(
+        endpoint=name,
+        method=endpoint.method,
+        path=endpoint.path,
+        headers=tuple(headers.items()),
+        data=data,
+        key=_digest(name.encode() + b"\n" + data),
+        text_key=_digest("\n".join([name, *map(plain_text, texts)]).encode()),
+    )
+
+
+def plain_text(text: str) -> str:
+    """The text in lower case with runs of punctuation and white space as one space, none at the ends."""
+    kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in unicodedata.normalize("NFKC", text).casefold())
+    return " ".join("".join(kept).split())
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All string leaves; object fields in order of their names, so that field order does not matter."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from _texts(item)
+        case dict():
+            for name in sorted(value):
+                yield from _texts(value[name])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _one_of(name: str, value: str, *known: str) -> None:
+    _require(value in known, f"{name} must be one of {', '.join(known)}", value)
+
+
+def _require(condition: bool, message: str, value: object) -> None:
+    if not condition:
+        raise ValueError(message if value is None else f"{message}; got {value!r}")

@@ -1,1 +1,1 @@
-"""Room report."""
+"""Reports: one self-contained HTML page, Markdown or JSON from a run or a whole tuning."""

@@ -1,0 +1,49 @@
+# Two commands matter: `make demo` shows Paceline at work, `make test` says whether it is right.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
+export PYTHONDONTWRITEBYTECODE := $(PYTHONDONTWRITEBYTECODE)
+
+.PHONY: demo test check bench bench-peers setup setup-dev format clean
+
+demo: $(VENV)/demo.ready
+	$(BIN)/paceline tune workloads/support --speed 5
+
+test: check
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/dev.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.ready
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
+
+format: $(VENV)/dev.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(VENV)/demo.ready
+setup-dev: $(VENV)/dev.ready
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Paceline needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Paceline and what the example applications run on (once, about a minute) ..."
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Paceline, the example applications and the development tools (once) ..."
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@ $(VENV)/demo.ready
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build

@@ -1,0 +1,39 @@
+"""The page: one HTML file that opens offline, with no script and nothing fetched."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from paceline.model.change import describe
+from paceline.report import units
+from paceline.report.content import Content, content_of
+
+
+def write_report(folder: Path, *, out: Path | None = None, salvage: bool = False) -> Path:
+    """Write the report of a tune folder or a run folder and return its path (default: report.html inside it).
+
+    Raises:
+        InputError: neither a tuning nor a run, or nothing was measured.
+    """
+    page = render(content_of(folder, salvage=salvage))
+    path = out or (folder if folder.is_dir() else folder.parent) / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(content: Content) -> str:
+    """The page as text. Everything from a run is escaped: prompts and names are not to be trusted."""
+    environment = Environment(
+        loader=PackageLoader("paceline.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=units.seconds, percent=units.percent, dollars=units.dollars, mb=units.megabytes, rate=units.rate,
+        error=units.ratio_error,
+    )  # fmt: skip
+    environment.globals.update(figure=units.figure, describe=describe)
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(c=content, css=css)

@@ -1,0 +1,125 @@
+"""The figures of a run: what W2.2 asks for, from requests, spans and resource samples."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from paceline.model.figures import Figures
+from paceline.model.request import Request, ResourceSample
+from paceline.model.run import ScenarioInfo
+from paceline.model.span import LLM, Span
+from paceline.stats.leak import leak_verdict
+from paceline.stats.quantiles import quantile_interval, quantiles
+from paceline.trace.calls import GATEWAY, SAVED
+from paceline.trace.failures import swallowed_failures
+from paceline.trace.tree import Trace, build_traces
+
+APP = "app"
+_MB = 1e6
+
+Value = float | str | tuple[float, float] | None
+
+
+def figures_of(
+    requests: Sequence[Request],
+    spans: Sequence[Span],
+    resources: Sequence[ResourceSample],
+    *,
+    info: ScenarioInfo | None = None,
+) -> Figures:
+    """The figures of these requests; with `info`, only of that scenario's.
+
+    Latency counts from the intended start, over the requests that were answered and those that timed out (with the
+    time they had waited); other failures show in `success_ratio` and `errors`. Cost is that of every provider call
+    of the requests' traces, work after the answer included, and unknown when one call's is. Intervals have 95 %
+    confidence and are None when the samples are too few for a bound.
+    """
+    if info is not None:
+        requests = [r for r in requests if r.scenario == info.name]
+    return figures_of_traces([t for t in build_traces(spans, requests) if t.request], resources)
+
+
+def figures_of_traces(traces: Sequence[Trace], resources: Sequence[ResourceSample]) -> Figures:
+    """`figures_of` for traces built before; those nobody requested are left out."""
+    traces = [t for t in traces if t.request is not None]
+    requests = [t.request for t in traces if t.request is not None]
+    if not requests:
+        return Figures(requests=0, duration_s=0.0)
+    start_s = min(r.intended_s for r in requests)
+    end_s = max(r.ended_s for r in requests)
+    duration_s = end_s - start_s
+    ok = sum(r.ok for r in requests)
+    requests_per_s = ok / duration_s if duration_s > 0 else None
+    figures = Figures(
+        requests=len(requests),
+        duration_s=duration_s,
+        requests_per_s=requests_per_s,
+        success_ratio=ok / len(requests),
+        errors=dict(sorted(Counter(_error_name(r) for r in requests if not r.ok).items())),
+    )
+    during = [r for r in resources if r.service == APP and start_s <= r.at_s <= end_s]
+    found = _latencies(requests) | _spent(traces) | _memory(during, requests_per_s)
+    return msgspec.structs.replace(figures, **found)
+
+
+def _latencies(requests: list[Request]) -> dict[str, Value]:
+    timed = [r for r in requests if r.ok or r.error == "timeout"]
+    says = [r for r in requests if r.cache is not None]
+    found: dict[str, Value] = {"hit_ratio": sum(r.cache in SAVED for r in says) / len(says) if says else None}
+    if not timed:
+        return found
+    latencies = [r.latency_s for r in timed]
+    p50, p95, p99 = quantiles(latencies, [0.5, 0.95, 0.99])
+    found |= {"mean_s": math.fsum(latencies) / len(latencies), "p50_s": p50, "p95_s": p95, "p99_s": p99}
+    found |= {"max_s": max(latencies)}
+    found |= {"p50_interval_s": _interval(latencies, 0.5), "p95_interval_s": _interval(latencies, 0.95)}
+    parts = {
+        "cached": [r.latency_s for r in timed if r.cache in SAVED],
+        "uncached": [r.latency_s for r in timed if r.cache is not None and r.cache not in SAVED],
+        "first_byte": [r.first_byte_s - r.intended_s for r in timed if r.first_byte_s is not None],
+    }
+    for name, samples in parts.items():
+        if samples:
+            found[f"{name}_p50_s"], found[f"{name}_p95_s"] = quantiles(samples, [0.5, 0.95])
+    return found
+
+
+def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
+    """Money, calls and hidden failures per request; nothing without spans."""
+    if not any(t.spans for t in traces):
+        return {}
+    calls = [c for t in traces for c in t.calls if c.to_provider]
+    costs = [c.cost_usd for c in calls]
+    known = [c for c in costs if c is not None]
+    asked = sum(c.kind == LLM and c.cache not in SAVED for c in calls)
+    instrumented = any(s.service != GATEWAY for t in traces for s in t.spans[:1])
+    hidden = sum(bool(swallowed_failures(t)) for t in traces)
+    return {
+        "cost_per_1000_usd": math.fsum(known) / len(traces) * 1000 if len(known) == len(costs) else None,
+        "llm_calls_per_request": asked / len(traces),
+        "swallowed_failure_ratio": hidden / len(traces) if instrumented else None,
+    }
+
+
+def _memory(during: list[ResourceSample], requests_per_s: float | None) -> dict[str, Value]:
+    if not during:
+        return {}
+    during = sorted(during, key=lambda r: r.at_s)
+    verdict = leak_verdict([r.at_s for r in during], [r.rss_bytes for r in during], requests_per_s=requests_per_s)
+    return {
+        "memory_mb": max(r.rss_bytes for r in during) / _MB,
+        "memory_growth_mb_per_1000": verdict.mb_per_1000_requests,
+        "memory_verdict": verdict.verdict,
+    }
+
+
+def _interval(samples: list[float], q: float) -> tuple[float, float] | None:
+    interval = quantile_interval(samples, q)
+    return (interval.low, interval.high) if math.isfinite(interval.low) and math.isfinite(interval.high) else None
+
+
+def _error_name(request: Request) -> str:
+    error = request.error or "error"
+    return f"{error} {request.status}" if error == "status" and request.status else error

@@ -1,0 +1,175 @@
+"""Traces: the spans of one request as a tree, and the critical path through it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from paceline.model.request import Request
+from paceline.model.span import HTTP_SERVER, Span
+from paceline.trace.calls import GATEWAY, Call, Children, build_calls
+from paceline.trace.steps import resolve_steps
+
+_SLACK_NS = 5_000_000
+_SLACK_RATIO = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The spans of one request. `root` is its http.server span; None when the application was not instrumented."""
+
+    trace_id: str
+    root: Span | None
+    spans: list[Span]  # in order of start
+    children: Children  # by parent id, in order of start; spans whose parent was not recorded hang below the root
+    tops: list[Span]  # spans without a recorded parent: the root, or all there is without one
+    calls: list[Call]  # in order of start
+    request: Request | None  # None: not sent by the load driver
+
+    @property
+    def window_ns(self) -> tuple[int, int]:
+        """Start and end of the response: the root's, else from the first to the last top span."""
+        if self.root is not None:
+            return self.root.start_ns, self.root.end_ns
+        if not self.tops:
+            return 0, 0
+        return min(s.start_ns for s in self.tops), max(s.end_ns for s in self.tops)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the start of the response window to its end; 0 without spans."""
+        start_ns, end_ns = self.window_ns
+        return (end_ns - start_ns) / 1e9
+
+    @property
+    def ok(self) -> bool:
+        """The user got an answer: the request passed, or without a load driver the root did."""
+        if self.request is not None:
+            return self.request.ok
+        return self.root is None or self.root.status == "ok"
+
+
+class Segment(NamedTuple):
+    """A stretch of the critical path spent in one span itself, not in its children."""
+
+    span_id: str
+    start_ns: int
+    end_ns: int
+
+
+def build_traces(spans: Iterable[Span], requests: Iterable[Request]) -> list[Trace]:
+    """One trace per request in the order given, then those nobody requested (probes, start-up) by time.
+
+    A request without spans has an empty trace, so that shares of requests stay right. Steps are resolved over the
+    whole run (`resolve_steps`). About 3 us a span.
+    """
+    by_trace: defaultdict[str, list[Span]] = defaultdict(list)
+    for span in resolve_steps(spans):
+        by_trace[span.trace_id].append(span)
+    traces = [_trace(r.trace_id, by_trace.pop(r.trace_id, []), r) for r in requests]
+    rest = [_trace(trace_id, members, None) for trace_id, members in by_trace.items()]
+    rest.sort(key=lambda t: (t.window_ns[0], t.trace_id))
+    return traces + rest
+
+
+def _trace(trace_id: str, spans: list[Span], request: Request | None) -> Trace:
+    spans.sort(key=lambda s: (s.start_ns, s.span_id))
+    known = {s.span_id for s in spans}
+    children: Children = {}
+    tops: list[Span] = []
+    for span in spans:
+        parent_id = span.parent_id
+        if parent_id is None or parent_id not in known:
+            tops.append(span)
+        elif parent_id in children:
+            children[parent_id].append(span)
+        else:
+            children[parent_id] = [span]
+    root = next((s for s in tops if s.kind == HTTP_SERVER and s.service != GATEWAY), None)
+    if root is not None and len(tops) > 1:
+        below = children.get(root.span_id, []) + [s for s in tops if s is not root]
+        children[root.span_id] = sorted(below, key=lambda s: (s.start_ns, s.span_id))
+        tops = [root]
+    window_end_ns = root.end_ns + _slack_ns(root) if root is not None else None
+    calls = build_calls(tops, children, window_end_ns=window_end_ns)
+    return Trace(trace_id, root, spans, children, tops, calls, request)
+
+
+def critical_path(trace: Trace) -> list[tuple[str, float]]:
+    """Span ids on the critical path with the seconds spent in each itself, in order of first appearance.
+
+    With a root the seconds add up to the root's duration. See `critical_segments` for the method.
+    """
+    seconds: dict[str, int] = {}
+    for span_id, start_ns, end_ns in critical_segments(trace):
+        seconds[span_id] = seconds.get(span_id, 0) + end_ns - start_ns
+    return [(span_id, ns / 1e9) for span_id, ns in seconds.items()]
+
+
+def critical_segments(trace: Trace) -> list[Segment]:
+    """The critical path as stretches of time, first to last.
+
+    Walks back from the end of the response: the child that finished last is what the parent waited for, before that
+    the child that finished last before this one started, and so on; what no child explains is the parent's own.
+    Children are truncated to their parent. What ended after the answer was sent (5 ms or 1 % later, whichever is
+    more) was not waited for and is left out. Source: Jaeger and CRISP's method, without their FOLLOWS_FROM.
+    Wrong when a parent waited for something that was not recorded: that shows as the parent's own time.
+    """
+    segments: list[Segment] = []
+    if trace.root is not None:
+        slack_ns = _slack_ns(trace.root)
+        _walk_back(trace.root, trace.root.end_ns, trace.children, trace.root.end_ns + slack_ns, segments)
+    elif trace.tops:
+        start_ns, end_ns = trace.window_ns
+        cursor = end_ns
+        for span in _last_first(trace.tops, start_ns, end_ns, end_ns):
+            _walk_back(span, min(span.end_ns, cursor), trace.children, end_ns, segments)
+            cursor = span.start_ns
+    segments.reverse()
+    return segments
+
+
+def call_seconds(trace: Trace, path: list[tuple[str, float]]) -> dict[str, float]:
+    """Seconds of the critical path inside each call (by `Call.span_id`), calls off the path left out."""
+    owner = {s.span_id: call.span_id for call in trace.calls for s in call.spans}
+    seconds: dict[str, float] = {}
+    for span_id, spent_s in path:
+        call_id = owner.get(span_id)
+        if call_id is not None:
+            seconds[call_id] = seconds.get(call_id, 0.0) + spent_s
+    return seconds
+
+
+def _walk_back(span: Span, end_ns: int, children: Children, answered_ns: int, out: list[Segment]) -> None:
+    """Append the segments of `span` up to `end_ns`, last first."""
+    cursor = end_ns
+    below = children.get(span.span_id)
+    if below:
+        for child in _last_first(below, span.start_ns, end_ns, answered_ns):
+            child_end = min(child.end_ns, cursor)
+            if child_end < cursor:
+                out.append(Segment(span.span_id, child_end, cursor))
+            if child.start_ns >= span.start_ns:
+                _walk_back(child, child_end, children, answered_ns, out)
+                cursor = child.start_ns
+            else:  # a clock that disagrees: the parent's start is the earliest it can have begun
+                out.append(Segment(child.span_id, span.start_ns, child_end))
+                cursor = span.start_ns
+    if span.start_ns < cursor:
+        out.append(Segment(span.span_id, span.start_ns, cursor))
+
+
+def _last_first(spans: list[Span], start_ns: int, end_ns: int, answered_ns: int) -> Iterable[Span]:
+    """The spans the parent waited for, last first: each ended before the one after it began."""
+    cursor = end_ns
+    overlap_ns = 0 if len(spans) == 1 else max(1_000_000, (end_ns - start_ns) // 1000)
+    for span in sorted(spans, key=lambda s: (s.end_ns, s.start_ns, s.span_id), reverse=True):
+        if span.end_ns > answered_ns or span.start_ns >= cursor or span.end_ns <= start_ns:
+            continue
+        if cursor == end_ns or span.end_ns <= cursor + overlap_ns:
+            yield span
+            cursor = span.start_ns
+
+
+def _slack_ns(root: Span) -> int:
+    return max(_SLACK_NS, int(root.duration_ns * _SLACK_RATIO))

@@ -255,8 +255,10 @@ def waterfall(rows: Sequence[WaterfallRow], *, response_s: float) -> Markup:
         if row.marked:
             parts.append(_rect(2, y, WIDTH - 4, row_px - 1, "marked"))
         parts.append(_text(label_px - 10, y + 14.5, row.label, "row-label", "end"))
-        for s in row.segments:
-            parts.append(_rect(label_px + s.start_s * scale, y + 4, s.length_s * scale, 12, f"seg {s.css}", s.title))
+        parts += [
+            _rect(label_px + s.start_s * scale, y + 4, s.length_s * scale, 12, f"seg {s.css}", s.title)
+            for s in row.segments
+        ]
         last = max((s.start_s + s.length_s for s in row.segments), default=0.0)
         parts.append(_text(label_px + last * scale + 6, y + 14.5, row.text, "value small"))
     x = label_px + response_s * scale

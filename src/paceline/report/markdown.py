@@ -4,6 +4,7 @@ from paceline.model.change import describe
 from paceline.report import units
 from paceline.report.content import Content
 
+_ROADMAP = ("p95_s", "mean_s", "requests_per_s", "success_ratio", "hit_ratio", "cost_per_1000_usd", "memory_mb")
 _MET = {True: "met", False: "**missed**", None: "not known"}
 
 
@@ -48,18 +49,8 @@ def _tuning(content: Content) -> list[str]:
     for p in result.phases:
         f = p.figures.get(result.scenario)
         projected = p.projection.figures.p95_s if p.projection and p.projection.figures else None
-        row = [p.name, units.estimate("p95_s", projected) if projected else ""]
-        for metric in (
-            "p95_s",
-            "mean_s",
-            "requests_per_s",
-            "success_ratio",
-            "hit_ratio",
-            "cost_per_1000_usd",
-            "memory_mb",
-        ):
-            row.append(units.figure(metric, getattr(f, metric)) if f else "")
-        phases.append(row)
+        cells = [units.figure(metric, getattr(f, metric)) if f else "" for metric in _ROADMAP]
+        phases.append([p.name, units.estimate("p95_s", projected) if projected else "", *cells])
     head = [
         "phase",
         "projected P95",

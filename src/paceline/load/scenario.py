@@ -60,6 +60,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeout_s: float = 120.0  # for the whole answer, from the send
     connections: int | None = None  # most open at once; None: `users`, or what the process may open
     warmup: int = 0  # requests sent before the scenario starts, not recorded
+    key_fields: list[str] = []  # fields of a JSON body that make the question (no session, no id); empty: all of it
     cache_headers: list[str] = ["x-paceline-cache", "x-cache"]  # the first one present says hit, miss or join
     stop_error_ratio: float | None = None  # give up above this share of errors (after 100 requests)
     when: str = "every"  # in tune: "every" phase, or "ends" (first and last)
@@ -222,14 +223,19 @@ def _body(endpoint: Endpoint, scenario: Scenario, data: bytes) -> Body:
     headers = {**scenario.headers, **endpoint.headers}
     if data and not any(header.lower() == "content-type" for header in headers):
         headers["Content-Type"] = "application/json"
-    texts = list(_texts(msgspec.json.decode(data))) if data else []
+    asked: object = msgspec.json.decode(data) if data else None
+    exact = data
+    if scenario.key_fields and isinstance(asked, dict):
+        asked = {name: asked[name] for name in scenario.key_fields if name in asked}
+        exact = msgspec.json.encode(asked, order="sorted")
+    texts = list(_texts(asked))
     return Body(
         endpoint=name,
         method=endpoint.method,
         path=endpoint.path,
         headers=tuple(headers.items()),
         data=data,
-        key=_digest(name.encode() + b"\n" + data),
+        key=_digest(name.encode() + b"\n" + exact),
         text_key=_digest("\n".join([name, *map(plain_text, texts)]).encode()),
     )
 

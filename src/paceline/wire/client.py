@@ -1,202 +1,328 @@
-"""The client side of HTTP/1.1, low level: one connection, one exchange at a time, callbacks only.
+"""The client side of HTTP/1.1: a keep-alive pool to one server, streamed answers, and a time limit on every phase.
 
-The load driver uses this as it is; `http_client` builds a pool with time limits on it.
+`connect`, `Connection`, `Exchange` and `encode_request` are the layer below, for callers who do without the pool.
 """
 
 import asyncio
 import ssl
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlsplit
 
-import httptools
+import msgspec
 
-_HEAD_BYTES = 256 * 1024  # of an answer; above it the connection is broken off
+from paceline.errors import ConfigError, UpstreamBroken, UpstreamError, UpstreamTimeout
+from paceline.wire.connection import Connection, Exchange, connect, encode_request
 
+__all__ = [
+    "ClientLimits",
+    "ClientReply",
+    "Connection",
+    "Exchange",
+    "HttpClient",
+    "Timeouts",
+    "connect",
+    "encode_request",
+]
 
-class Exchange(Protocol):
-    """Who hears of one request's answer. Called from the event loop; `on_done` exactly once, last."""
-
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Status and headers (lower-case names) have arrived."""
-
-    def on_body(self, data: bytes) -> None:
-        """Some bytes of the body, at least one."""
-
-    def on_done(self, error: Exception | None, reusable: bool) -> None:
-        """Complete, or failed with a ConnectionError. `reusable`: the connection can `start` another exchange."""
-
-
-def encode_request(
-    method: str, target: str, host: str, headers: Sequence[tuple[bytes, bytes]], body: bytes = b""
-) -> bytes:
-    """The bytes of one request. `host` and content-length are added; `headers` must have neither.
-
-    Raises ValueError when a part holds a line break (it would be a second header or request).
-    """
-    parts = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")]
-    parts += [b"%b: %b\r\n" % header for header in headers]
-    if body or method in ("POST", "PUT", "PATCH"):
-        parts.append(b"content-length: %d\r\n" % len(body))
-    head = b"".join(parts)
-    if head.count(b"\n") != len(parts) + 1 or head.count(b"\r") != len(parts) + 1:
-        msg = f"a request line or header holds a line break: {head[:200]!r}"
-        raise ValueError(msg)
-    return head + b"\r\n" + body
+_HIGH_WATER = 256 * 1024  # bytes waiting for a slow consumer before the connection is no longer read
 
 
-async def connect(host: str, port: int, *, tls: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> "Connection":
-    """Open a connection. Raises OSError (unreachable, TLS failure) or TimeoutError. The caller ends it with `abort`."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(timeout_s):
-        _, connection = await loop.create_connection(
-            Connection, host, port, ssl=tls, server_hostname=host if tls else None
-        )
-    return connection
+class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one client."""
+
+    connections: int = 1024  # above it, requests wait for a free one in order
+    idle_s: float = 50.0  # a connection unused this long is closed
+    body_bytes: int = 64 * 1024 * 1024  # of an answer that is read whole
 
 
-class Connection(asyncio.Protocol):
-    """A keep-alive connection. `start` one exchange, wait for its `on_done`, start the next if it was reusable."""
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds a phase of one exchange may take."""
+
+    connect_s: float = 10.0  # TLS included
+    first_byte_s: float = 300.0  # from the request sent to the head of the answer
+    silence_s: float = 120.0  # between two pieces of the body
+
+
+class ClientReply:
+    """An answer whose head has arrived. Read it to the end or `close` it: until then it holds its connection."""
 
     __slots__ = (
-        "_complete",
-        "_exchange",
-        "_head_bytes",
-        "_headers",
-        "_keep_alive",
-        "_no_body",
-        "_parser",
-        "_transport",
-        "_until_close",
-        "closed",
+        "_bytes",
+        "_chunks",
+        "_client",
+        "_connection",
+        "_error",
+        "_expired",
+        "_paused",
+        "_seen_s",
+        "_timer",
+        "_waiter",
+        "done",
+        "headers",
+        "status",
     )
 
-    def __init__(self) -> None:
-        self._exchange: Exchange | None = None
-        self._head_bytes = 0  # received of the head so far; -1 once it is complete
-        self._parser = httptools.HttpResponseParser(self)
-        self.closed = False
+    def __init__(self, client: "HttpClient", connection: Connection) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.done = False  # the whole answer is here, or it failed
+        self._client = client
+        self._connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._bytes = 0  # waiting in `_chunks`
+        self._error: UpstreamError | None = None
+        self._expired: tuple[str, float] | None = None
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._seen_s = loop.time()
+        self._timer = loop.call_later(client.timeouts.first_byte_s, self._check_time)
+
+    def header(self, name: bytes) -> bytes | None:
+        """First value of a header (lower-case name)."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes, framing removed. Raises UpstreamBroken or UpstreamTimeout when it ends early.
+
+        Leaving the loop (or `aclose`) before the end gives the connection up.
+        """
+        try:
+            while True:
+                while self._chunks:
+                    data = self._chunks.popleft()
+                    self._bytes -= len(data)
+                    if self._paused and self._bytes < _HIGH_WATER // 2:
+                        self._paused = False
+                        self._connection.resume()
+                    yield data
+                if self.done:
+                    break
+                await self._wait()
+        finally:
+            self.close()
+        if self._error is not None:
+            raise self._error
+
+    async def read(self) -> bytes:
+        """The whole body. UpstreamBroken when it is larger than the client's limit; otherwise as `chunks`."""
+        parts, size = [], 0
+        async for data in self.chunks():
+            parts.append(data)
+            size += len(data)
+            if size > self._client.limits.body_bytes:
+                self.close()
+                msg = f"{self._client.base_url} sent more than {self._client.limits.body_bytes} bytes"
+                raise UpstreamBroken(msg, target=self._client.base_url)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Give up what has not arrived. Nothing happens when the answer is complete."""
+        if not self.done:
+            self._connection.abort()
+
+    async def head(self) -> None:
+        """Wait for status and headers; the client has done this before it hands the answer out."""
+        while not self.status and not self.done:
+            await self._wait()
+        if self._error is not None and not self.status:
+            raise self._error
+
+    # --- Exchange ------------------------------------------------------------------------------------------------
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head arrived."""
+        self.status, self.headers = status, headers
+        self._seen_s = asyncio.get_running_loop().time()
+        self._wake()
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body arrived."""
+        self._chunks.append(data)
+        self._bytes += len(data)
+        self._seen_s = asyncio.get_running_loop().time()
+        if self._bytes > _HIGH_WATER and not self._paused:
+            self._paused = True
+            self._connection.pause()
+        self._wake()
+
+    def on_done(self, error: Exception | None, reusable: bool) -> None:
+        """The answer is complete or failed; the connection goes back."""
+        self.done = True
+        self._timer.cancel()
+        if error is not None:
+            self._error = self._translate(error)
+        if self._paused:
+            self._connection.resume()
+        self._client.give_back(self._connection, reusable=reusable)
+        self._wake()
+
+    def _translate(self, error: Exception) -> UpstreamError:
+        target = self._client.base_url
+        if self._expired is None:
+            return UpstreamBroken(f"{target}: {error}", target=target)
+        phase, limit_s = self._expired
+        what = "did not begin to answer" if phase == "first_byte" else "fell silent in its answer"
+        return UpstreamTimeout(f"{target} {what} for {limit_s:g} s", target=target, phase=phase, limit_s=limit_s)
+
+    def _check_time(self) -> None:
+        """Runs when the limit may have passed. One timer an exchange: moving it at every piece would cost more."""
+        timeouts, loop = self._client.timeouts, asyncio.get_running_loop()
+        phase, limit_s = ("silence", timeouts.silence_s) if self.status else ("first_byte", timeouts.first_byte_s)
+        left_s = limit_s if self._paused else self._seen_s + limit_s - loop.time()
+        if left_s > 0:
+            self._timer = loop.call_later(left_s, self._check_time)
+        else:
+            self._expired = (phase, limit_s)
+            self._connection.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class HttpClient:
+    """Requests to one server over kept-alive connections, the most recently used first. Whoever makes it closes it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        limits: ClientLimits | None = None,
+        timeouts: Timeouts | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`base_url` is http:// or https://, a path in it is put before every target; ConfigError for anything else."""
+        self.base_url = base_url.rstrip("/")
+        self.limits = limits or ClientLimits()
+        self.timeouts = timeouts or Timeouts()
+        self._host, self._port, self.authority, self._prefix, secure = _split(base_url)
+        self._tls = (tls or _tls_context()) if secure else None
+        self._idle: deque[tuple[float, Connection]] = deque()  # since when; the newest right
+        self._busy: set[Connection] = set()
+        self._slots = asyncio.Semaphore(self.limits.connections)
 
     @property
-    def busy(self) -> bool:
-        """True while an exchange is under way."""
-        return self._exchange is not None
+    def busy(self) -> int:
+        """Connections in use."""
+        return len(self._busy)
 
-    def start(self, data: bytes, exchange: Exchange) -> None:
-        """Send an encoded request and report its answer to `exchange`.
+    @property
+    def idle(self) -> int:
+        """Connections kept for the next request."""
+        return sum(1 for _, connection in self._idle if not connection.closed)
 
-        Raises RuntimeError when one is under way, ConnectionError when the connection is closed.
+    async def request(
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> ClientReply:
+        """Send a request and wait for the head of its answer. `target` is path and query; host is added.
+
+        A kept connection that the server closed before a single byte of the answer is replaced once. Raises
+        UpstreamTimeout (phase "connect" or "first_byte") or UpstreamBroken. Cancelling closes the connection.
         """
-        if self._exchange is not None:
-            msg = "this connection is busy with another exchange"
-            raise RuntimeError(msg)
-        if self.closed:
-            msg = "the connection was closed before the request was sent"
-            raise ConnectionError(msg)
-        self._exchange = exchange
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._complete = self._until_close = self._keep_alive = False
-        self._no_body = data.startswith(b"HEAD ")
-        self._head_bytes = 0
-        self._transport.write(data)
-
-    def abort(self) -> None:
-        """Close now. An exchange under way ends with an error."""
-        self.closed = True
-        self._transport.abort()
-        self._finish(ConnectionAbortedError("the connection was given up before the answer was complete"))
-
-    def pause(self) -> None:
-        """Stop reading: the consumer is slower than the sender."""
-        if not self.closed:
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read again after `pause`."""
-        if not self.closed:
-            self._transport.resume_reading()
-
-    # --- transport -----------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop: connected, TLS included."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the loop: parse, then report an answer that is now complete."""
-        if self._exchange is None:  # nobody asked: bytes here would become the next request's answer
-            self.abort()
-            return
+        data = encode_request(method, self._prefix + target, self.authority, headers, body)
+        connection, kept = await self._take(fresh=False)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail("the server switched protocols without being asked")
-        except httptools.HttpParserError as error:
-            self._fail(f"the answer is not valid HTTP: {error.__context__ or error}")
-        else:
-            if self._complete:
-                self._finish(None)
-            elif self._head_bytes >= 0:
-                self._head_bytes += len(data)
-                if self._head_bytes > _HEAD_BYTES:
-                    self._fail("the answer's head is too large")
+            return await self._exchange(connection, data)
+        except UpstreamBroken:
+            if not kept or connection.answered:
+                raise
+        connection, _ = await self._take(fresh=True)
+        return await self._exchange(connection, data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop: the end of a body without a length, else the end of the exchange."""
-        self.closed = True
-        if self._exchange is not None and self._until_close and exc is None:
-            self._finish(None)
-        elif self._exchange is not None:
-            reason = f": {exc}" if exc else ""
-            self._finish(ConnectionResetError(f"the connection was closed before the answer was complete{reason}"))
+    async def close(self) -> None:
+        """Close every connection; answers being read end with UpstreamBroken."""
+        while self._idle:
+            self._idle.pop()[1].abort()
+        for connection in list(self._busy):
+            connection.abort()
+        await asyncio.sleep(0)  # transports close in the loop's next turn
 
-    def on_message_begin(self) -> None:
-        """Called by the parser, as are the following: an answer starts."""
-        if self._complete:
-            msg = "more was sent than one answer"
-            raise ConnectionError(msg)
-        self._headers = []
+    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+        """Take a connection back after its exchange; called by the reply."""
+        self._busy.discard(connection)
+        self._slots.release()
+        now_s = asyncio.get_running_loop().time()
+        if reusable:
+            self._idle.append((now_s, connection))
+        while self._idle and now_s - self._idle[0][0] > self.limits.idle_s:
+            self._idle.popleft()[1].abort()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One whole header."""
-        self._headers.append((name.lower(), value))
+    async def _exchange(self, connection: Connection, data: bytes) -> ClientReply:
+        reply = ClientReply(self, connection)
+        connection.start(data, reply)
+        try:
+            await reply.head()
+        except BaseException:
+            reply.close()
+            raise
+        return reply
 
-    def on_headers_complete(self) -> None:
-        """The head is whole; interim answers (1xx) are passed over."""
-        status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue, 103 Early Hints: the real head follows
-            return
-        self._head_bytes = -1
-        framed = status in (204, 304) or any(n in (b"content-length", b"transfer-encoding") for n, _ in self._headers)
-        self._until_close = not framed
-        assert self._exchange is not None  # noqa: S101 - data_received drops bytes nobody asked for
-        self._exchange.on_head(status, self._headers)
-        if self._no_body:  # the parser cannot be told, and would wait for one
-            self._complete = True
-            self._keep_alive = self._until_close = False
+    async def _take(self, *, fresh: bool) -> tuple[Connection, bool]:
+        """A connection to use, and whether it was used before; `give_back` ends the use."""
+        await self._slots.acquire()
+        try:
+            connection = None if fresh else self._kept()
+            kept = connection is not None
+            connection = connection or await self._open()
+        except BaseException:
+            self._slots.release()
+            raise
+        self._busy.add(connection)
+        return connection, kept
 
-    def on_body(self, body: bytes) -> None:
-        """Part of the body, chunk framing removed."""
-        if self._exchange is not None:
-            self._exchange.on_body(body)
+    def _kept(self) -> Connection | None:
+        """The most recently used connection that is still open, if any."""
+        oldest_s = asyncio.get_running_loop().time() - self.limits.idle_s
+        while self._idle:
+            since_s, connection = self._idle.pop()
+            if connection.closed:
+                continue
+            if since_s < oldest_s:
+                connection.abort()
+                continue
+            return connection
+        return None
 
-    def on_message_complete(self) -> None:
-        """The answer is whole."""
-        if self._head_bytes < 0:
-            # Reported after the parser returns: surplus bytes in the same packet must spoil the connection first.
-            self._complete = True
-            self._keep_alive = self._parser.should_keep_alive()
+    async def _open(self) -> Connection:
+        timeout_s = self.timeouts.connect_s
+        try:
+            connection = await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
+        except TimeoutError as error:
+            msg = f"{self.base_url} could not be reached in {timeout_s:g} s"
+            raise UpstreamTimeout(msg, target=self.base_url, phase="connect", limit_s=timeout_s) from error
+        except OSError as error:
+            msg = f"{self.base_url} cannot be reached: {error.strerror or error}"
+            raise UpstreamBroken(msg, target=self.base_url) from error
+        return connection
 
-    def _fail(self, message: str) -> None:
-        self.closed = True
-        self._transport.abort()
-        self._finish(ConnectionError(message))
 
-    def _finish(self, error: Exception | None) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is None:
-            return
-        reusable = error is None and not self.closed and not self._until_close and self._keep_alive
-        if error is None and not reusable and not self.closed:
-            self.closed = True
-            self._transport.close()
-        exchange.on_done(error, reusable)
+def _split(base_url: str) -> tuple[str, int, str, str, bool]:
+    """Host, port, authority (for the host header), path prefix, whether TLS is used."""
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError as error:
+        msg = f"not a URL: {base_url!r} ({error}); give one like http://127.0.0.1:8080 or https://api.openai.com"
+        raise ConfigError(msg) from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        msg = f"not a server's URL: {base_url!r}; give one like http://127.0.0.1:8080 or https://api.openai.com"
+        raise ConfigError(msg)
+    secure = parts.scheme == "https"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    authority = host if port is None else f"{host}:{port}"
+    return parts.hostname, port or (443 if secure else 80), authority, parts.path.rstrip("/"), secure
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context

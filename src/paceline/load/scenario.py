@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         _require(self.weight > 0, "weight must be above 0", self.weight)
-        _require(self.path.startswith("/"), "path must begin with /", self.path)
+        _check_request(self.path, self.headers)
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +58,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pick: str = SEQUENCE  # "sequence" (file order, repeating), "uniform", "zipf"
     zipf_s: float = 1.0  # exponent: the k-th most popular question is asked 1/k**s as often as the first
     seed: int = 0
-    timeout_s: float = 120.0  # for the whole answer, from the send
+    timeout_s: float = 120.0  # for the whole answer, from when we wanted to send
     connections: int | None = None  # most open at once; None: `users`, or what the process may open
     warmup: int = 0  # requests sent before the scenario starts, not recorded
     key_fields: list[str] = []  # fields of a JSON body that make the question (no session, no id); empty: all of it
@@ -91,7 +92,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _require(value is None or value > 0, f"{name} must be above 0", value)
         for name in ("ramp_s", "think_s", "warmup"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
-        _require(self.path.startswith("/"), "path must begin with /", self.path)
+        _check_request(self.path, self.headers)
         if self.model == CLOSED:
             _require(self.users is not None, "a closed scenario needs users", self.users)
             _require(
@@ -261,6 +262,13 @@ def _texts(value: object) -> Iterator[str]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _check_request(path: str, headers: dict[str, str]) -> None:
+    _require(path.startswith("/") and not re.search(r"\s", path), "path must begin with / and hold no space", path)
+    for name, value in headers.items():
+        plain = re.fullmatch(r"[!-9;-~]+", name) and value.isprintable()
+        _require(bool(plain), f"header {name!r} must be a name without colon and a value on one line", value)
 
 
 def _one_of(name: str, value: str, *known: str) -> None:

@@ -10,7 +10,10 @@ RUNNING = "running"  # still being written, or its writer was killed
 
 
 class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One load scenario that was driven in this run; enough to simulate the same load again."""
+    """One load scenario that was driven in this run; enough to simulate the same load again.
+
+    Times and rates are at the provider's pace (as in the analysed tables), the generator's own lag is wall time.
+    """
 
     name: str
     model: str  # "closed" (users) or "open" (arrivals)
@@ -18,14 +21,18 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ramp_s: float = 0.0  # users start evenly over this time
     think_s: float = 0.0
     rate_per_s: float | None = None
-    arrivals: str = "constant"  # "constant" or "poisson"
+    arrivals: str = "constant"  # "constant", "poisson" or "gamma"
+    cv: float = 1.0  # of gamma arrivals
     requests: int = 0
     seed: int = 0
     timeout_s: float = 120.0
     started_s: float = 0.0  # since the start of the run
     ended_s: float = 0.0
-    lag_p99_s: float | None = None  # generator health: how late it sent, 99th percentile
+    lag_p50_s: float | None = None  # generator health: how late it sent or reacted, wall seconds
+    lag_p99_s: float | None = None
     generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core
+    trouble: str | None = None  # why the generator itself spoiled the measurement
+    stopped: str | None = None  # why it ended early: "interrupted", "50 connection errors in a row"
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):

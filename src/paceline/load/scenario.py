@@ -62,7 +62,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connections: int | None = None  # most open at once; None: `users`, or what the process may open
     warmup: int = 0  # requests sent before the scenario starts, not recorded
     key_fields: list[str] = []  # fields of a JSON body that make the question (no session, no id); empty: all of it
-    cache_headers: list[str] = ["x-paceline-cache", "x-cache"]  # the first one present says hit, miss or join
+    cache_headers: tuple[str, ...] = ("x-paceline-cache", "x-cache")  # the first one present says hit, miss or join
     stop_error_ratio: float | None = None  # give up above this share of errors (after 100 requests)
     when: str = "every"  # in tune: "every" phase, or "ends" (first and last)
     main: bool = False  # in tune: the one that is projected

@@ -1,31 +1,25 @@
 """Steps: which function of the application a call belongs to, seen over the whole run.
 
-The recorder writes the innermost application frame as a span's code. Where every call passes through one shared
-`call_model()` or `with_retries()`, that frame says nothing; the frames further out do, and only the whole run shows
-which functions are shared.
+The recorder resolves shared wrappers as calls happen (`callers`); the run as a whole shows more: the first calls get
+their final name too, prompt templates tell the users of a wrapper apart, and one function's several calls get a
+name each.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
 
-from paceline.model.span import CACHE, DB, EMBEDDING, HTTP_CLIENT, LLM, QUEUE, TOOL, Span
-
-CALLERS = "paceline.callers"  # up to four application frames, innermost first, outward from `Span.code`
+from paceline.model.span import CACHE, CALLERS, DB, EMBEDDING, HTTP_CLIENT, LLM, QUEUE, TOOL, Span
+from paceline.trace.callers import function_of, wrappers_in
 
 _CALL_KINDS = frozenset((LLM, EMBEDDING, DB, CACHE, TOOL, QUEUE, HTTP_CLIENT))
 _PARENT_HOPS = 4  # from the gateway's span up to the SDK's
 
 Chain = tuple[str, ...]  # frames "path:line function", innermost first
-
-
-class _Frame(NamedTuple):
-    function: tuple[str, str]  # path and name
-    line: str
-    name: str
 
 
 class _Seen(NamedTuple):
@@ -39,10 +33,10 @@ class _Seen(NamedTuple):
 def resolve_steps(spans: Iterable[Span]) -> list[Span]:
     """The spans, each call's `code` replaced by its innermost application frame that is not a wrapper.
 
-    A function is a wrapper when, within one request, calls pass through it from more than one calling function, or
-    from more than one line with different prompt templates; or when, over the run, its callers use it with template
-    sets that have nothing in common. A function that itself makes several different LLM calls in one request gets a
-    step per line, "handle:88". Order is kept; spans without code are untouched.
+    A function is a wrapper when calls of one request pass through it from more than one calling function
+    (`callers`), or from more than one line with different prompt templates; or when, over the run, its callers use
+    it with template sets that have nothing in common. A function that itself makes several different LLM calls in
+    one request gets a step per line, "handle:88". Order is kept; spans without code are untouched.
 
     Wrong when a step that deserves its own name is called from two functions in one request: each caller becomes a
     step instead.
@@ -55,35 +49,22 @@ def resolve_steps(spans: Iterable[Span]) -> list[Span]:
     for span in spans:
         if span.code is None or span.kind not in _CALL_KINDS:
             continue
-        chain = chains[span.span_id] = _chain(span)
-        seen = _Seen(chain, span.kind, span.fingerprint or templates.get(span.span_id))
+        callers = span.attributes.get(CALLERS)
+        chain = chains[span.span_id] = tuple(callers) if isinstance(callers, list) and callers else (span.code,)
         if span.kind != HTTP_CLIENT:  # the SDK's span above it says more
+            seen = _Seen(chain, span.kind, span.fingerprint or templates.get(span.span_id))
             traces[span.trace_id].add(seen)
             counts[seen] += 1
-    signatures = {frozenset(seen) for seen in traces.values()}
-    wrappers = _wrappers(signatures, counts)
+    requests = {frozenset(seen) for seen in traces.values()}
+    wrappers = _wrappers(requests, counts)
     chosen = {chain: _choose(chain, wrappers) for chain in set(chains.values())}
-    split = _several_calls(signatures, chosen)
-    code = {chain: _with_line(frame) if _frame(frame).function in split else frame for chain, frame in chosen.items()}
+    several = _several_calls(requests, chosen)
+    code = {chain: _with_line(frame) if function_of(frame) in several else frame for chain, frame in chosen.items()}
     return [_recoded(s, code[chains[s.span_id]]) if s.span_id in chains else s for s in spans]
 
 
 def _recoded(span: Span, code: str) -> Span:
     return span if code == span.code else msgspec.structs.replace(span, code=code)
-
-
-def _chain(span: Span) -> Chain:
-    callers = span.attributes.get(CALLERS)
-    frames = tuple(callers) if isinstance(callers, list) else ()
-    own = (span.code,) if span.code and span.code not in frames[:1] else ()
-    return own + frames
-
-
-@lru_cache(maxsize=65_536)
-def _frame(code: str) -> _Frame:
-    place, _, name = code.rpartition(" ")
-    path, _, line = place.rpartition(":")
-    return _Frame((path, name), line, name)
 
 
 def _templates(spans: list[Span]) -> dict[str, str]:
@@ -103,58 +84,53 @@ def _templates(spans: list[Span]) -> dict[str, str]:
     return templates
 
 
-def _wrappers(signatures: set[frozenset[_Seen]], counts: dict[_Seen, int]) -> set[tuple[str, str]]:
-    wrappers: set[tuple[str, str]] = set()
-    for signature in signatures:
-        passing = _passing(signature)
-        for function, callers in passing.items():
-            outer = {frame.function for frame, _ in callers}
-            lines = {(frame.function, frame.line) for frame, _ in callers}
-            templates = {template for _, template in callers}
-            if len(outer) > 1 or (len(lines) > 1 and len(templates) > 1):
+def _wrappers(requests: set[frozenset[_Seen]], counts: dict[_Seen, int]) -> frozenset[str]:
+    seen_chains = {frozenset(seen.chain for seen in request) for request in requests}
+    wrappers = set(wrappers_in((str(i), chain) for i, chains in enumerate(seen_chains) for chain in chains))
+    for request in requests:
+        for function, users in _users(request, wrappers).items():
+            if len({frame for frame, _ in users}) > 1 and len({template for _, template in users}) > 1:
                 wrappers.add(function)
-    for function, callers in _passing(counts).items():
-        by_caller: defaultdict[tuple[str, str], set[str | None]] = defaultdict(set)
-        for frame, template in callers:
-            by_caller[frame.function].add(template)
-        sets = list(by_caller.values())
-        distinct = set().union(*sets)
-        calls = sum(n for seen, n in counts.items() if function in {_frame(c).function for c in seen.chain})
-        apart = sum(len(s) for s in sets) == len(distinct)
-        if len(sets) > 1 and apart and None not in distinct and len(distinct) * 2 <= calls:
+    for function, users in _users(counts, wrappers).items():
+        by_user: defaultdict[str, set[str | None]] = defaultdict(set)
+        for frame, template in users:
+            by_user[function_of(frame)].add(template)
+        distinct = {template for _, template in users}
+        apart = sum(len(used) for used in by_user.values()) == len(distinct) and None not in distinct
+        calls = sum(n for seen, n in counts.items() if function in {_function(c) for c in seen.chain})
+        if len(by_user) > 1 and apart and len(distinct) * 2 <= calls:  # templates that repeat, not one a call
             wrappers.add(function)
-    return wrappers
+    return frozenset(wrappers)
 
 
-def _passing(calls: Iterable[_Seen]) -> dict[tuple[str, str], set[tuple[_Frame, str | None]]]:
-    """For each function calls pass through: the frames that called it, with the templates they came with."""
-    passing: defaultdict[tuple[str, str], set[tuple[_Frame, str | None]]] = defaultdict(set)
+def _users(calls: Iterable[_Seen], wrappers: set[str]) -> dict[str, set[tuple[str, str | None]]]:
+    """For each function calls pass through: the frames that called it, wrappers looked through, and the templates."""
+    users: defaultdict[str, set[tuple[str, str | None]]] = defaultdict(set)
     for seen in calls:
-        for inner, outer in zip(seen.chain, seen.chain[1:], strict=False):
-            function, caller = _frame(inner).function, _frame(outer)
-            if caller.function != function:  # recursion
-                passing[function].add((caller, seen.template))
-    return passing
+        frames = [frame for frame in seen.chain if _function(frame) not in wrappers]
+        for inner, outer in pairwise(frames):
+            if _function(inner) != _function(outer):  # recursion
+                users[_function(inner)].add((outer, seen.template))
+    return users
 
 
-def _choose(chain: Chain, wrappers: set[tuple[str, str]]) -> str:
+def _choose(chain: Chain, wrappers: frozenset[str]) -> str:
     """The innermost frame with a name of its own; of shared functions only, the outermost."""
-    for code in chain:
-        frame = _frame(code)
-        if frame.function not in wrappers and not frame.name.endswith(">"):  # "<lambda>", "<listcomp>"
-            return code
+    for frame in chain:
+        if _function(frame) not in wrappers and not frame.endswith(">"):  # "<lambda>", "<listcomp>"
+            return frame
     return chain[-1]
 
 
-def _several_calls(signatures: set[frozenset[_Seen]], chosen: dict[Chain, str]) -> set[tuple[str, str]]:
+def _several_calls(requests: set[frozenset[_Seen]], chosen: dict[Chain, str]) -> set[str]:
     """Functions that make different LLM calls on different lines within one request."""
-    several: set[tuple[str, str]] = set()
-    for signature in signatures:
-        lines: defaultdict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
-        for seen in signature:
+    several: set[str] = set()
+    for request in requests:
+        lines: defaultdict[str, dict[str, str | None]] = defaultdict(dict)
+        for seen in request:
             if seen.kind == LLM:
-                frame = _frame(chosen[seen.chain])
-                lines[frame.function][frame.line] = seen.template
+                frame = chosen[seen.chain]
+                lines[_function(frame)][frame] = seen.template
         several.update(f for f, by_line in lines.items() if len(by_line) > 1 and _differ(list(by_line.values())))
     return several
 
@@ -163,5 +139,9 @@ def _differ(templates: list[str | None]) -> bool:
     return None in templates or len(set(templates)) == len(templates)
 
 
-def _with_line(code: str) -> str:
-    return f"{code}:{_frame(code).line}"
+def _with_line(frame: str) -> str:
+    line = frame.rpartition(" ")[0].rpartition(":")[2]
+    return f"{frame}:{line}"
+
+
+_function = lru_cache(maxsize=65_536)(function_of)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from paceline.model.request import Request
@@ -129,15 +130,29 @@ def critical_segments(trace: Trace) -> list[Segment]:
     return segments
 
 
-def call_seconds(trace: Trace, path: list[tuple[str, float]]) -> dict[str, float]:
-    """Seconds of the critical path inside each call (by `Call.span_id`), calls off the path left out."""
+def call_seconds(trace: Trace, segments: list[Segment] | None = None) -> dict[str, float]:
+    """Seconds of the critical path inside each call (by `Call.span_id`), calls off the path left out.
+
+    The pauses of a home-made retry loop are its parent's own time in the tree, but the call's here. `segments` saves
+    computing them again.
+    """
     owner = {s.span_id: call.span_id for call in trace.calls for s in call.spans}
-    seconds: dict[str, float] = {}
-    for span_id, spent_s in path:
+    pauses = [
+        (call.parent_id, before.end_ns, after.start_ns, call.span_id)
+        for call in trace.calls
+        for before, after in pairwise(call.attempts)
+    ]
+    total_ns: dict[str, int] = {}
+    for span_id, start_ns, end_ns in critical_segments(trace) if segments is None else segments:
         call_id = owner.get(span_id)
         if call_id is not None:
-            seconds[call_id] = seconds.get(call_id, 0.0) + spent_s
-    return seconds
+            total_ns[call_id] = total_ns.get(call_id, 0) + end_ns - start_ns
+            continue
+        for parent_id, pause_ns, resume_ns, waiting_id in pauses:
+            inside = min(end_ns, resume_ns) - max(start_ns, pause_ns)
+            if inside > 0 and (parent_id == span_id or parent_id not in owner):
+                total_ns[waiting_id] = total_ns.get(waiting_id, 0) + inside
+    return {call_id: ns / 1e9 for call_id, ns in total_ns.items()}
 
 
 def _walk_back(span: Span, end_ns: int, children: Children, answered_ns: int, out: list[Segment]) -> None:

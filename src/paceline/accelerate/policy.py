@@ -10,6 +10,11 @@ from paceline.errors import ConfigError
 EXACT, TEXT = "exact", "text"
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
 class CachePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keep complete answers in memory and give them again to equal calls of the same tenant."""
 
@@ -89,8 +94,3 @@ def load_policy(path: Path) -> Policy:
         msg = f"the policy {path} is wrong: {error}"
         raise ConfigError(msg) from error
     return policy
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

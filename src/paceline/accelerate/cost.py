@@ -1,0 +1,14 @@
+"""Cost of a call, from its usage and the price of its model."""
+
+from paceline.model.price import price_of
+from paceline.wire.openai import Usage
+
+
+def cost_usd(model: str | None, usage: Usage | None) -> float | None:
+    """US dollars; None when the model's price or the usage is not known (never zero for "unknown")."""
+    if model is None or usage is None:
+        return None
+    price = price_of(model)
+    if price is None:
+        return None
+    return price.cost_usd(usage.input_tokens, usage.output_tokens, usage.cached_tokens)

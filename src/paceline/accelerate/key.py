@@ -1,0 +1,52 @@
+"""Keys: which calls ask the same. Tenant first, so one caller's answer can never reach another.
+
+Two calls share a key when tenant, path, delivery (streamed or plain) and every field of the body agree, apart from
+`paceline.wire.openai.HYGIENE_FIELDS` (user, metadata, stream_options and their like), which change no answer.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from paceline.accelerate.policy import TEXT
+from paceline.wire.openai import canonical
+
+# Headers that say whose call it is. Hashed, so no secret is kept in a key.
+_TENANT_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project")
+_TEXT_FIELDS = ("messages", "input", "prompt", "instructions")
+# Quotes, and marks that end a word. Not after a digit (5!, 5'10"), and no other sign: 1.5, -3, a*b and 10% mean something.
+_IDLE_PUNCTUATION = re.compile(r"""(?<!\d)(?:["'`\u2018\u2019\u201c\u201d\u2026]|[.,;:!?]+(?=\s|$))""")
+
+
+def tenant_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Digest of the credentials among the headers (lower-case names); callers without any share one tenant."""
+    secrets = [name + b"\0" + value for name, value in headers if name in _TENANT_HEADERS]
+    return hashlib.sha256(b"\n".join(sorted(secrets))).digest()
+
+
+def call_key(tenant: bytes, target: str, call: dict[str, Any], *, mode: str) -> bytes:
+    """32 bytes that equal calls share. `call` is the decoded body; `mode` EXACT or TEXT (see `plain`)."""
+    if mode == TEXT:
+        call = {name: _plain_texts(value) if name in _TEXT_FIELDS else value for name, value in call.items()}
+    delivery = b"stream" if call.get("stream") is True else b"plain"
+    # Each part before the body has a fixed length or cannot hold a line feed, so no two lists of parts look alike.
+    return hashlib.sha256(b"\n".join((tenant, target.encode(), delivery, canonical(call)))).digest()
+
+
+def plain(text: str) -> str:
+    """The text in lower case, white space runs as one space, without quotes and the marks that end a word or sentence."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_IDLE_PUNCTUATION.sub("", folded).split())
+
+
+def _plain_texts(value: object) -> object:
+    """Texts of messages made plain; images, arguments and names stay as they are."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, list):
+        return [_plain_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _plain_texts(v) if k in ("content", "text") else v for k, v in value.items()}
+    return value

@@ -16,7 +16,7 @@ from paceline.wire.openai import canonical
 # Headers that say whose call it is. Hashed, so no secret is kept in a key.
 _TENANT_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project")
 _TEXT_FIELDS = ("messages", "input", "prompt", "instructions")
-# Quotes, and marks that end a word. Not after a digit (5!, 5'10"), and no other sign: 1.5, -3, a*b and 10% mean something.
+# Quotes, and marks that end a word; not after a digit (5!), and no other sign: 1.5, -3, a*b and 10% mean something.
 _IDLE_PUNCTUATION = re.compile(r"""(?<!\d)(?:["'`\u2018\u2019\u201c\u201d\u2026]|[.,;:!?]+(?=\s|$))""")
 
 
@@ -36,7 +36,7 @@ def call_key(tenant: bytes, target: str, call: dict[str, Any], *, mode: str) -> 
 
 
 def plain(text: str) -> str:
-    """The text in lower case, white space runs as one space, without quotes and the marks that end a word or sentence."""
+    """The text in lower case, without quotes and marks that end a word, white space runs as one space."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_IDLE_PUNCTUATION.sub("", folded).split())
 

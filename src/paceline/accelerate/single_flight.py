@@ -18,7 +18,7 @@ class Flight:
         self.done = False
         self.error: Exception | None = None
         self.followers = 0
-        self.joined = 0  # followers ever
+        self.abandoned = False  # its last follower left before the end
         self._waiters: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -48,12 +48,12 @@ class Flight:
     def join(self) -> None:
         """Count one more follower."""
         self.followers += 1
-        self.joined += 1
 
     def leave(self) -> None:
         """Count one less; the last one to leave a call under way cancels it."""
         self.followers -= 1
         if self.followers == 0 and not self.done and self._task is not None:
+            self.abandoned = True
             self._task.cancel()
 
     async def head(self) -> None:
@@ -118,7 +118,7 @@ class SingleFlight:
     def get(self, key: bytes) -> Flight | None:
         """The call under way with this key that can still be joined."""
         flight = self._flights.get(key)
-        return flight if flight is not None and not flight.done and flight.followers > 0 else None
+        return flight if flight is not None and not flight.done and not flight.abandoned else None
 
     def start(self, key: bytes, produce: Callable[[Flight], Awaitable[None]]) -> Flight:
         """Begin a call; it is found under `key` until it ends."""

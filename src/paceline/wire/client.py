@@ -6,7 +6,7 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -45,7 +45,10 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientReply:
-    """An answer whose head has arrived. Read it to the end or `close` it: until then it holds its connection."""
+    """An answer whose head has arrived: iterate over the pieces of its body as they come, or `read` it whole.
+
+    Take it to the end or `close` it: until then it holds its connection.
+    """
 
     __slots__ = (
         "_bytes",
@@ -83,38 +86,34 @@ class ClientReply:
         """First value of a header (lower-case name)."""
         return next((value for key, value in self.headers if key == name), None)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes, framing removed. Raises UpstreamBroken or UpstreamTimeout when it ends early.
+    def __aiter__(self) -> "ClientReply":
+        return self
 
-        Leaving the loop (or `aclose`) before the end gives the connection up.
-        """
-        try:
-            while True:
-                while self._chunks:
-                    data = self._chunks.popleft()
-                    self._bytes -= len(data)
-                    if self._paused and self._bytes < _HIGH_WATER // 2:
-                        self._paused = False
-                        self._connection.resume()
-                    yield data
-                if self.done:
-                    break
-                await self._wait()
-        finally:
-            self.close()
-        if self._error is not None:
-            raise self._error
+    async def __anext__(self) -> bytes:
+        """The next piece of the body, framing removed. UpstreamBroken or UpstreamTimeout when it ends early."""
+        while not self._chunks:
+            if self.done:
+                raise self._error or StopAsyncIteration
+            await self._wait()
+        data = self._chunks.popleft()
+        self._bytes -= len(data)
+        if self._paused and self._bytes < _HIGH_WATER // 2:
+            self._paused = False
+            self._connection.resume()
+        return data
 
     async def read(self) -> bytes:
-        """The whole body. UpstreamBroken when it is larger than the client's limit; otherwise as `chunks`."""
+        """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
         parts, size = [], 0
-        async for data in self.chunks():
-            parts.append(data)
-            size += len(data)
-            if size > self._client.limits.body_bytes:
-                self.close()
-                msg = f"{self._client.base_url} sent more than {self._client.limits.body_bytes} bytes"
-                raise UpstreamBroken(msg, target=self._client.base_url)
+        try:
+            async for data in self:
+                parts.append(data)
+                size += len(data)
+                if size > self._client.limits.body_bytes:
+                    msg = f"{self._client.base_url} sent more than {self._client.limits.body_bytes} bytes"
+                    raise UpstreamBroken(msg, target=self._client.base_url)
+        finally:
+            self.close()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:

@@ -62,13 +62,13 @@ class HttpRequest(msgspec.Struct):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What to answer. An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed
+    """What to answer. A list body is sent at once, each piece a chunk. An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed
     with `aclose` at the end, on failure and when the client leaves; if it raises, the connection is cut so that the
     client sees an incomplete answer."""
 
     status: int
     headers: Headers = ()
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | list[bytes] | AsyncIterator[bytes] = b""
 
 
 Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]
@@ -338,7 +338,7 @@ class _Session(asyncio.Protocol):
         except Exception:
             log.exception("handler failed for %s %s", request.method, request.path)
             outcome = _error_reply(500, "the server failed to answer this request")
-        if isinstance(outcome, Reply) and isinstance(outcome.body, bytes):
+        if isinstance(outcome, Reply) and isinstance(outcome.body, bytes | list):
             self._write_whole(outcome, keep_alive=self._keeps(request), head_only=request.method == "HEAD")
             self._finished(request)
         else:
@@ -352,7 +352,7 @@ class _Session(asyncio.Protocol):
             log.exception("handler failed for %s %s", request.method, request.path)
             reply = _error_reply(500, "the server failed to answer this request")
         head_only = request.method == "HEAD"
-        if isinstance(reply.body, bytes):
+        if isinstance(reply.body, bytes | list):
             self._write_whole(reply, keep_alive=self._keeps(request), head_only=head_only)
         elif not await self._write_stream(reply, reply.body, self._keeps(request), head_only=head_only):
             self.task = None
@@ -379,9 +379,12 @@ class _Session(asyncio.Protocol):
 
     def _write_whole(self, reply: Reply, *, keep_alive: bool, head_only: bool) -> None:
         body = reply.body
-        assert isinstance(body, bytes)  # noqa: S101 - narrows the type
-        length = None if reply.status in (204, 304) or _has(reply.headers, b"content-length") else len(body)
-        head = _encode_head(reply, length=length, chunked=False, keep_alive=keep_alive)
+        chunked = isinstance(body, list)
+        if isinstance(body, list):
+            body = b"".join([*(_chunk(piece) for piece in body if piece), b"0\r\n\r\n"])
+        assert isinstance(body, bytes)  # noqa: S101 - the caller looked; narrows the type
+        length = None if chunked or reply.status in (204, 304) or _has(reply.headers, b"content-length") else len(body)
+        head = _encode_head(reply, length=length, chunked=chunked, keep_alive=keep_alive)
         self._transport.write(head if head_only else head + body)
 
     async def _write_stream(
@@ -394,7 +397,7 @@ class _Session(asyncio.Protocol):
             if not head_only:
                 async for data in body:
                     if data:
-                        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+                        self._transport.write(_chunk(data) if chunked else data)
                     if self._drained is not None:
                         await self._drained
                 if chunked:
@@ -408,6 +411,10 @@ class _Session(asyncio.Protocol):
                 with contextlib.suppress(RuntimeError):  # "already running": the generator is closing by itself
                     await closer()
         return True
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _has(headers: Headers, name: bytes) -> bool:

@@ -1,6 +1,8 @@
 """Step names behind shared wrappers."""
 
-from paceline.model.span import LLM, Span
+import msgspec
+
+from paceline.model.span import LLM, PROMPT_HASH, Span
 from paceline.trace.steps import resolve_steps
 
 COUNT = 0
@@ -61,6 +63,17 @@ def test_a_step_used_by_two_endpoints_keeps_its_name() -> None:
     spans = [call(f"t{i}", "app.py:20 answer", "app.py:50 chat", template="a") for i in range(4)]
     spans += [call(f"u{i}", "app.py:20 answer", "app.py:60 chat_stream", template="a") for i in range(4)]
     assert steps(*spans) == ["answer"] * 8
+
+
+def test_the_very_same_call_from_two_functions_is_one_step_done_twice() -> None:
+    """The prompt's hash, known to the gateway, tells a repeated step from a wrapper."""
+    spans = []
+    for index, (caller, prompt) in enumerate((("prepare", "same"), ("choose_tone", "same"), ("answer", "other"))):
+        inner = "app.py:15 classify" if prompt == "same" else "app.py:25 write"
+        sdk = call("t", inner, RETRY, f"app.py:{30 + index} {caller}")
+        below = _below(sdk, f"p{index}", "shared system prompt")
+        spans += [sdk, msgspec.structs.replace(below, attributes={PROMPT_HASH: prompt})]
+    assert [s.step for s in resolve_steps(spans) if s.code] == ["classify", "classify", "write"]
 
 
 def test_prompts_that_never_repeat_do_not_make_a_wrapper() -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from paceline.model.span import CACHE, CALLERS, DB, EMBEDDING, HTTP_CLIENT, LLM, QUEUE, TOOL, Span
+from paceline.model.span import CACHE, CALLERS, DB, EMBEDDING, HTTP_CLIENT, LLM, PROMPT_HASH, QUEUE, TOOL, Span
 from paceline.trace.callers import function_of, wrappers_in
 
 _CALL_KINDS = frozenset((LLM, EMBEDDING, DB, CACHE, TOOL, QUEUE, HTTP_CLIENT))
@@ -30,6 +30,14 @@ class _Seen(NamedTuple):
     template: str | None
 
 
+class _Prompt(NamedTuple):
+    template: str | None
+    hash: str | None
+
+
+_NO_PROMPT = _Prompt(None, None)
+
+
 def resolve_steps(spans: Iterable[Span]) -> list[Span]:
     """The spans, each call's `code` replaced by its innermost application frame that is not a wrapper.
 
@@ -42,9 +50,9 @@ def resolve_steps(spans: Iterable[Span]) -> list[Span]:
     step instead.
     """
     spans = list(spans)
-    templates = _templates(spans)
+    prompts = _prompts(spans)
     chains: dict[str, Chain] = {}
-    traces: defaultdict[str, set[_Seen]] = defaultdict(set)
+    traces: defaultdict[str, dict[str, _Seen]] = defaultdict(dict)
     counts: defaultdict[_Seen, int] = defaultdict(int)
     for span in spans:
         if span.code is None or span.kind not in _CALL_KINDS:
@@ -52,10 +60,14 @@ def resolve_steps(spans: Iterable[Span]) -> list[Span]:
         callers = span.attributes.get(CALLERS)
         chain = chains[span.span_id] = tuple(callers) if isinstance(callers, list) and callers else (span.code,)
         if span.kind != HTTP_CLIENT:  # the SDK's span above it says more
-            seen = _Seen(chain, span.kind, span.fingerprint or templates.get(span.span_id))
-            traces[span.trace_id].add(seen)
+            prompt = prompts.get(span.span_id, _NO_PROMPT)
+            seen = _Seen(chain, span.kind, span.fingerprint or prompt.template)
             counts[seen] += 1
-    requests = {frozenset(seen) for seen in traces.values()}
+            # The very same call from two places is one step done twice, so it is no evidence of a wrapper.
+            same = traces[span.trace_id]
+            key = prompt.hash or span.span_id
+            same[key] = min(same[key], seen, key=_chain_of) if key in same else seen
+    requests = {frozenset(seen.values()) for seen in traces.values()}
     wrappers = _wrappers(requests, counts)
     chosen = {chain: _choose(chain, wrappers) for chain in set(chains.values())}
     several = _several_calls(requests, chosen)
@@ -67,21 +79,27 @@ def _recoded(span: Span, code: str) -> Span:
     return span if code == span.code else msgspec.structs.replace(span, code=code)
 
 
-def _templates(spans: list[Span]) -> dict[str, str]:
-    """Prompt templates that only the gateway knows, by the ids of the application's spans above it."""
-    known = [s for s in spans if s.code is None and s.fingerprint and s.kind in (LLM, EMBEDDING) and s.parent_id]
+def _chain_of(seen: _Seen) -> Chain:
+    return seen.chain
+
+
+def _prompts(spans: list[Span]) -> dict[str, _Prompt]:
+    """What only the gateway knows of a prompt, by the ids of the application's spans above the gateway's."""
+    known = [s for s in spans if s.code is None and s.kind in (LLM, EMBEDDING) and s.parent_id]
     if not known:
         return {}
     by_id = {s.span_id: s for s in spans}
-    templates: dict[str, str] = {}
+    prompts: dict[str, _Prompt] = {}
     for span in known:
+        hashed = span.attributes.get(PROMPT_HASH)
+        prompt = _Prompt(span.fingerprint, hashed if isinstance(hashed, str) else None)
         above = by_id.get(span.parent_id or "")
         for _ in range(_PARENT_HOPS):
             if above is None or above.kind not in _CALL_KINDS:
                 break
-            templates[above.span_id] = span.fingerprint or ""
+            prompts[above.span_id] = prompt
             above = by_id.get(above.parent_id or "")
-    return templates
+    return prompts
 
 
 def _wrappers(requests: set[frozenset[_Seen]], counts: dict[_Seen, int]) -> frozenset[str]:

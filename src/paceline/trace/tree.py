@@ -159,7 +159,7 @@ def _walk_back(span: Span, end_ns: int, children: Children, answered_ns: int, ou
     """Append the segments of `span` up to `end_ns`, last first."""
     cursor = end_ns
     below = children.get(span.span_id)
-    if below:
+    if below and span.start_ns < end_ns:
         for child in _last_first(below, span.start_ns, end_ns, answered_ns):
             child_end = min(child.end_ns, cursor)
             if child_end < cursor:

@@ -12,7 +12,7 @@ import msgspec
 
 _BITS = 7  # linear bits below the leading one
 _LARGEST_NS = (1 << 50) - 1  # 13 days; longer durations count as that
-_BUCKETS = (50 - _BITS) << _BITS
+_BUCKETS = (50 - _BITS + 1) << _BITS
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):

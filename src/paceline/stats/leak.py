@@ -83,10 +83,10 @@ def leak_verdict(
     Raises:
         ValueError: the two differ in length.
 
-    Measured by `python -m benchmarks.load` on 100 synthetic series each of eight healthy and seven leaking kinds
-    (noise 0.8 MB with a memory of 20 s): of the healthy ones 1 % (10 min), 3 % (2 min), 2 % (1 min) are called leaks,
-    13-20 % "run longer"; of the leaks 67-76 % are found, 14-20 % "run longer", the rest missed: mostly 0.5 MB/min, and
-    2 MB/min under a sawtooth of 25 MB.
+    Measured by `python tests/stats/test_stats_leak.py 100` on synthetic series (noise of 0.8 MB that lasts 20 s), eight
+    healthy and seven leaking kinds, runs of 10, 2 and 1 minutes. Healthy: 1, 3 and 3 % are called leaks (no kind above
+    12 %), 12-18 % "run longer", mostly slow plateaus. Leaking: 68-76 % are found, 14-22 % "run longer", 8-15 % missed,
+    the slowest (0.5 MB/min in 10 minutes, 5 in one) and those under a sawtooth of 25 MB.
     """
     if len(times_s) != len(rss_bytes):
         msg = f"as many times as readings are needed; got {len(times_s)} and {len(rss_bytes)}"

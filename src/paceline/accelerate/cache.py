@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from paceline.wire.openai import ReplyInfo
-
 _ENTRY_BYTES = 600  # what Python spends on an entry besides its bytes, about
 
 
@@ -17,7 +15,6 @@ class StoredReply(msgspec.Struct, frozen=True, kw_only=True):
     headers: list[tuple[bytes, bytes]]
     pieces: list[bytes]
     stream: bool
-    info: ReplyInfo
     cost_usd: float | None = None  # what it cost when it was made, and so what a hit saves
 
     @property

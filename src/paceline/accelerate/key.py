@@ -14,7 +14,7 @@ from paceline.accelerate.policy import TEXT
 from paceline.wire.openai import canonical
 
 # Headers that say whose call it is. Hashed, so no secret is kept in a key.
-_TENANT_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project")
+TENANT_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project")
 _TEXT_FIELDS = ("messages", "input", "prompt", "instructions")
 # Quotes, and marks that end a word; not after a digit (5!), and no other sign: 1.5, -3, a*b and 10% mean something.
 _IDLE_PUNCTUATION = re.compile(r"""(?<!\d)(?:["'`\u2018\u2019\u201c\u201d\u2026]|[.,;:!?]+(?=\s|$))""")
@@ -22,7 +22,7 @@ _IDLE_PUNCTUATION = re.compile(r"""(?<!\d)(?:["'`\u2018\u2019\u201c\u201d\u2026]
 
 def tenant_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Digest of the credentials among the headers (lower-case names); callers without any share one tenant."""
-    secrets = [name + b"\0" + value for name, value in headers if name in _TENANT_HEADERS]
+    secrets = [name + b"\0" + value for name, value in headers if name in TENANT_HEADERS]
     return hashlib.sha256(b"\n".join(sorted(secrets))).digest()
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 class Flight:
-    """One call under way. The producer calls `begin`, `add`, `end`; each follower `join`s once and `leave`s once."""
+    """One call under way. The producer calls `begin` and `add`; each follower `join`s once and `leave`s once."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -17,6 +17,7 @@ class Flight:
         self.pieces: list[bytes] = []
         self.done = False
         self.error: Exception | None = None
+        self.cost_usd: float | None = None  # what the call cost, once known: what each joined caller saved
         self.followers = 0
         self.abandoned = False  # its last follower left before the end
         self._waiters: set[asyncio.Future[None]] = set()
@@ -36,11 +37,6 @@ class Flight:
     def add(self, data: bytes) -> None:
         """A piece of the body has come."""
         self.pieces.append(data)
-        self._wake()
-
-    def end(self, error: Exception | None = None) -> None:
-        """The answer is complete, or broke off with `error`."""
-        self.done, self.error = True, error
         self._wake()
 
     # --- followers -----------------------------------------------------------------------------------------------
@@ -86,11 +82,17 @@ class Flight:
     async def _run(self, produce: Callable[["Flight"], Awaitable[None]]) -> None:
         try:
             await produce(self)
+        except asyncio.CancelledError:
+            self._end(ConnectionError("the shared call was given up"))
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it was, it is the followers' to handle
-            self.end(error)
-        finally:
-            if not self.done:
-                self.end(ConnectionError("the shared call ended early"))
+            self._end(error)
+        else:
+            self._end()
+
+    def _end(self, error: Exception | None) -> None:
+        self.done, self.error = True, error
+        self._wake()
 
     async def _wait(self) -> None:
         waiter = asyncio.get_running_loop().create_future()

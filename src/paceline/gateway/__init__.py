@@ -1,1 +1,1 @@
-"""Room gateway."""
+"""The gateway: an HTTP proxy for model calls that records every call and applies an acceleration policy."""

@@ -62,9 +62,12 @@ class HttpRequest(msgspec.Struct):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What to answer. A list body is sent at once, each piece a chunk. An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed
-    with `aclose` at the end, on failure and when the client leaves; if it raises, the connection is cut so that the
-    client sees an incomplete answer."""
+    """What to answer. A list body is sent at once, each piece a chunk.
+
+    An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed with `aclose` at
+    the end, on failure and when the client leaves; if it raises, the connection is cut so that the client sees an
+    incomplete answer.
+    """
 
     status: int
     headers: Headers = ()

@@ -88,7 +88,7 @@ class Flight:
         except Exception as error:  # noqa: BLE001 - whatever it was, it is the followers' to handle
             self._end(error)
         else:
-            self._end()
+            self._end(None)
 
     def _end(self, error: Exception | None) -> None:
         self.done, self.error = True, error

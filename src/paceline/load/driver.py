@@ -215,7 +215,7 @@ class _Driving:
             self._users -= 1
             self._end_if_over()
         else:
-            self._send(body, free_s, user)
+            self._send(body, min(free_s, time.monotonic()), user)  # the loop's timers may be 1 ms early
 
     def _send(self, body: Body, due_s: float, user: int | None) -> None:
         attempt = Attempt(self.sent, body, due_s, user, cache_names=self._cache_names, done=self._on_ended)

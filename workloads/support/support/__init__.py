@@ -1,0 +1,1 @@
+"""Support desk: answers employees' questions from the agency's handbook."""

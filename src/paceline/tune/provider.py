@@ -1,7 +1,7 @@
-"""The simulated provider as a process of its own, so that its work is not on the generator's core account."""
+"""The simulated provider as a process of its own, so that its work is not done on the load generator's time."""
 
 import asyncio
-import contextlib
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -10,9 +10,11 @@ from typing import Self
 import msgspec
 
 from paceline.errors import ServiceError
+from paceline.record.launcher import Service, launch
 
 _READY_S = 20.0
 _STOP_S = 5.0
+_POLL_S = 0.02
 
 
 class _Announcement(msgspec.Struct):
@@ -20,67 +22,48 @@ class _Announcement(msgspec.Struct):
 
 
 class SimulatedProvider:
-    """`paceline sim` for the length of a `with` block; a fresh one has full rate limits and the same seed.
+    """`paceline sim` for the length of an `async with` block; a fresh one has full rate limits and the same seed.
 
-    What it prints goes to `log`. Raises ServiceError on entering when it does not start.
+    What it prints is appended to `log`. Raises ServiceError on entering when it does not start.
     """
 
     def __init__(self, *, config: Path | None, speed: float, seed: int, log: Path) -> None:
-        self._command = [
-            sys.executable,
-            "-m",
-            "paceline",
-            "sim",
-            "--json",
-            "--speed",
-            f"{speed:g}",
-            "--seed",
-            str(seed),
-        ]
+        self._command = [sys.executable, "-m", "paceline", "sim", "--json", "--port", "0"]
+        self._command += ["--speed", f"{speed:g}", "--seed", str(seed)]
         if config is not None:
             self._command += ["--config", str(config)]
         self._log = log
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=asyncio.subprocess.PIPE, stderr=log, stdin=asyncio.subprocess.DEVNULL
-            )
+        already = self._log.stat().st_size if self._log.exists() else 0
+        self._service = launch(self._command, cwd=Path.cwd(), env=os.environ, log=self._log)
         try:
-            self.url = await self._announced()
+            self.url = await self._announced(self._service, already)
         except BaseException:
-            await self._stop()
+            await self._service.stop(_STOP_S)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stop()
+        await asyncio.shield(self._service.stop(_STOP_S))
 
-    async def _announced(self) -> str:
-        assert self._process.stdout is not None  # noqa: S101 - asked for a pipe above
-        line = b""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_READY_S):
-                line = await self._process.stdout.readline()
-        try:
-            return msgspec.json.decode(line, type=_Announcement).url
-        except msgspec.DecodeError:
-            said = self._log.read_text(errors="replace").strip().splitlines()
-            reason = said[-1].removeprefix("paceline sim: ") if said else f"it said nothing within {_READY_S:g} s"
-            msg = f"the simulated provider did not start: {reason}"
-            raise ServiceError(msg) from None
-
-    async def _stop(self) -> None:
-        if self._process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+    async def _announced(self, service: Service, already: int) -> str:
+        """The URL in the first line it prints after the `already` bytes of earlier ones."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _READY_S
+        said: list[bytes] = []
+        while loop.time() < deadline_s:
+            ended = service.exit_code is not None  # asked before reading, so that its last words are read
+            said = self._log.read_bytes()[already:].splitlines(keepends=True)
+            for line in said:
+                if line.startswith(b"{") and line.endswith(b"\n"):
+                    return msgspec.json.decode(line, type=_Announcement).url
+            if ended:
+                break
+            await asyncio.sleep(_POLL_S)
+        last = said[-1].decode(errors="replace").strip() if said else f"it said nothing within {_READY_S:g} s"
+        msg = f"the simulated provider did not start: {last.removeprefix('paceline sim: ')}"
+        raise ServiceError(msg)

@@ -24,7 +24,9 @@ class AppFrames:
 
     def __init__(self, root: str) -> None:
         self.root = os.path.join(os.path.abspath(root), "")
-        self._known: dict[CodeType, tuple[str, str] | None] = {}
+        # By id, as hashing a code object reads all of it; the entry keeps the object, so no id is used twice.
+        # The second part maps an instruction to its frame text, and is None for foreign code.
+        self._known: dict[int, tuple[CodeType, dict[int, str] | None]] = {}
 
     def chain(self) -> tuple[str, ...]:
         """Up to four frames "path:line function", innermost first; what was handed over when there is none."""
@@ -33,25 +35,27 @@ class AppFrames:
         known = self._known
         while frame is not None:
             code = frame.f_code
-            try:
-                site = known[code]
-            except KeyError:
-                site = self._look_at(code)
-            if site is not None:
-                found.append(f"{site[0]}:{frame.f_lineno} {site[1]}")
+            entry = known.get(id(code)) or self._look_at(code)
+            texts = entry[1]
+            if texts is not None:
+                text = texts.get(frame.f_lasti)
+                if text is None:
+                    text = texts[frame.f_lasti] = f"{texts[-1]}:{frame.f_lineno} {code.co_name}"
+                found.append(text)
                 if len(found) == MAX_CALLERS:
                     break
             frame = frame.f_back
         return tuple(found) if found else handed_over.get()
 
-    def _look_at(self, code: CodeType) -> tuple[str, str] | None:
+    def _look_at(self, code: CodeType) -> tuple[CodeType, dict[int, str] | None]:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        site = self._site(code)
-        self._known[code] = site
-        return site
+        path = self._path(code)
+        entry = self._known[id(code)] = (code, None if path is None else {-1: path})
+        return entry
 
-    def _site(self, code: CodeType) -> tuple[str, str] | None:
+    def _path(self, code: CodeType) -> str | None:
+        """Path below the root for the application's own code, else None."""
         if code.co_filename.startswith("<") or code.co_name in _NAMELESS:  # "<frozen runpy>", "<string>"
             return None
         path = os.path.abspath(code.co_filename)
@@ -62,4 +66,4 @@ class AppFrames:
         # The standard library of an interpreter kept inside the project.
         if any(part in _FOREIGN for part in parts) or any(part.startswith("python3.") for part in parts):
             return None
-        return relative, code.co_name
+        return relative

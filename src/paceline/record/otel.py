@@ -163,19 +163,18 @@ def live_span_in(context: Any) -> LiveSpan | None:
     ids = span.get_span_context()
     if not ids.is_valid:
         return None
-    trace_id, span_id = trace.format_trace_id(ids.trace_id), trace.format_span_id(ids.span_id)
     above = current.get()
-    if above is not None and above.span_id == span_id:
+    if above is not None and above.span_id == ids.span_id:
         return above
-    known = above.trace if above is not None and above.trace.id == trace_id else LiveTrace(trace_id)
-    return LiveSpan(known, span_id, None, STEP, "")
+    known = above.trace if above is not None and above.trace.id == ids.trace_id else LiveTrace(ids.trace_id)
+    return LiveSpan(known, ids.span_id, None, STEP, "")
 
 
 def context_of(span: LiveSpan) -> Any:
     """The OpenTelemetry SpanContext of one of our spans."""
     from opentelemetry import trace
 
-    return trace.SpanContext(int(span.trace.id, 16), int(span.span_id, 16), False, trace.TraceFlags(1))
+    return trace.SpanContext(span.trace.id, span.span_id, False, trace.TraceFlags(1))
 
 
 def instrument_trace(recorder: Recorder, module: ModuleType) -> None:
@@ -220,12 +219,11 @@ class _Listener:
         from opentelemetry import trace
 
         ids = span.get_span_context()
-        parent = trace.format_span_id(span.parent.span_id) if span.parent else None
         attributes = dict(span.attributes or {})
         live = LiveSpan(
-            LiveTrace(trace.format_trace_id(ids.trace_id)),
-            trace.format_span_id(ids.span_id),
-            parent,
+            LiveTrace(ids.trace_id),
+            ids.span_id,
+            span.parent.span_id if span.parent else None,
             kind_of(span.kind.name, attributes),
             span.name,
         )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from contextvars import ContextVar
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from paceline.record.flow import Flow
 from paceline.record.frames import AppFrames
 from paceline.record.warn import warn_once
 from paceline.store.spool import Spool
-from paceline.trace.callers import WrapperRule, step_frame
+from paceline.trace.callers import WrapperRule
 
 FLUSH_EVERY_S = 0.2
 MAX_WAITING = 100_000  # spans not yet written; beyond it new ones are dropped and counted
@@ -32,17 +33,18 @@ _STALE_NS = 60_000_000_000  # a span this long after its request ended belongs t
 class LiveTrace:
     """What the spans of one request share while it runs. Freed with its last span."""
 
-    __slots__ = ("edges", "ended_ns", "flow", "id")
+    __slots__ = ("edges", "ended_ns", "flow", "hex_id", "id")
 
-    def __init__(self, trace_id: str) -> None:
+    def __init__(self, trace_id: int) -> None:
         self.id = trace_id
+        self.hex_id = f"{trace_id:032x}"
         self.flow = Flow()
         self.edges: dict[str, str] = {}  # see trace.callers.WrapperRule
         self.ended_ns = 0
 
 
 class LiveSpan:
-    """A span being timed. Fields of `Span` that are not slots here are set through `fields`."""
+    """A span being timed. Ids are integers until it is written; other fields of `Span` are set through `fields`."""
 
     __slots__ = (
         "attributes",
@@ -59,7 +61,7 @@ class LiveSpan:
         "trace",
     )
 
-    def __init__(self, trace: LiveTrace, span_id: str, parent_id: str | None, kind: str, name: str) -> None:
+    def __init__(self, trace: LiveTrace, span_id: int, parent_id: int | None, kind: str, name: str) -> None:
         self.trace = trace
         self.span_id = span_id
         self.parent_id = parent_id
@@ -76,7 +78,12 @@ class LiveSpan:
     @property
     def traceparent(self) -> str:
         """The W3C header that makes a callee a child of this span."""
-        return f"00-{self.trace.id}-{self.span_id}-01"
+        return f"00-{self.trace.hex_id}-{self.span_id:016x}-01"
+
+    @property
+    def hex_id(self) -> str:
+        """The span id as it is stored."""
+        return f"{self.span_id:016x}"
 
 
 current: ContextVar[LiveSpan | None] = ContextVar("paceline_span", default=None)
@@ -97,17 +104,18 @@ class Recorder:
         self, run_dir: Path, clock: RunClock, service: str = "app", app_root: str = ".", gateway: str | None = None
     ) -> None:
         self.run_dir = run_dir
-        self.clock = clock
         self.service = service
         self.frames = AppFrames(app_root)
         self.gateway = gateway
         self.rule = WrapperRule()
         self.dropped = 0
-        self._ids = random.Random(os.urandom(16))  # own generator: a service that seeds `random` must not repeat ids
-        self._offset_ns = clock.now_ns() - time.monotonic_ns() if not isinstance(clock, RunClock) else clock.offset_ns
+        self._ids = random.Random()  # own generator: a service that seeds `random` must not repeat ids
+        self._offset_ns = clock.offset_ns
         self._reset()
 
     def _reset(self) -> None:
+        self._ids.seed(os.urandom(16))
+        self._numbers = count(self._ids.getrandbits(63) + 1)  # unique across processes by its random start
         self._waiting: deque[LiveSpan] = deque()
         self._spool: Spool | None = None
         self._flushing = threading.Lock()
@@ -136,11 +144,10 @@ class Recorder:
         now_ns = time.monotonic_ns() + self._offset_ns
         if above is not None and above.trace.ended_ns and now_ns - above.trace.ended_ns > _STALE_NS:
             above = None
-        span_id = f"{self._ids.getrandbits(64):016x}"
         if above is None:
-            span = LiveSpan(LiveTrace(f"{self._ids.getrandbits(128):032x}"), span_id, None, kind, name)
+            span = LiveSpan(LiveTrace(self._ids.getrandbits(128)), next(self._numbers), None, kind, name)
         else:
-            span = LiveSpan(above.trace, span_id, above.span_id, kind, name)
+            span = LiveSpan(above.trace, next(self._numbers), above.span_id, kind, name)
         if callers:
             span.callers = self.frames.chain()
             self.rule.learn(span.callers, span.trace.edges)
@@ -151,17 +158,15 @@ class Recorder:
 
     def start_request(self, name: str, kind: str, traceparent: str | None) -> LiveSpan:
         """Begin the first span of a request in this process, continuing the caller's trace when it names one."""
-        span_id = f"{self._ids.getrandbits(64):016x}"
         trace_id, parent_id = _parse(traceparent)
-        if trace_id is None:
-            trace_id = f"{self._ids.getrandbits(128):032x}"
-        span = LiveSpan(LiveTrace(trace_id), span_id, parent_id, kind, name)
+        trace = LiveTrace(trace_id or self._ids.getrandbits(128))
+        span = LiveSpan(trace, next(self._numbers), parent_id, kind, name)
         span.start_ns = time.monotonic_ns() + self._offset_ns
         return span
 
     def step_of(self, span: LiveSpan) -> str | None:
         """The function a call is made for, as far as is known now."""
-        frame = step_frame(span.callers, self.rule.wrappers)
+        frame = self.rule.step_frame(span.callers)
         return frame.rpartition(" ")[2] if frame else None
 
     def elapsed_s(self, span: LiveSpan) -> float:
@@ -245,7 +250,6 @@ class Recorder:
 
     def after_fork(self) -> None:
         """In a forked child: what waits belongs to the parent; file, thread, locks and ids are made anew."""
-        self._ids.seed(os.urandom(16))
         self._reset()
 
     def to_span(self, span: LiveSpan) -> Span:
@@ -254,17 +258,17 @@ class Recorder:
         attributes[THREAD] = span.thread
         code = None
         if span.callers:
-            code = step_frame(span.callers, self.rule.wrappers)
-            attributes[CALLERS] = list(span.callers)
+            code = self.rule.step_frame(span.callers)
+            attributes[CALLERS] = span.callers
         return Span(
-            trace_id=span.trace.id,
-            span_id=span.span_id,
-            parent_id=span.parent_id,
+            trace_id=span.trace.hex_id,
+            span_id=span.hex_id,
+            parent_id=f"{span.parent_id:016x}" if span.parent_id else None,
             name=span.name,
             kind=span.kind,
             service=self.service,
             start_ns=span.start_ns,
-            duration_ns=max(0, span.duration_ns),
+            duration_ns=span.duration_ns,
             cpu_ns=span.cpu_ns,
             code=code,
             attributes=attributes,
@@ -272,17 +276,16 @@ class Recorder:
         )
 
 
-def _parse(traceparent: str | None) -> tuple[str | None, str | None]:
+def _parse(traceparent: str | None) -> tuple[int | None, int | None]:
     """Trace and span id of a W3C traceparent header; (None, None) when absent or malformed."""
     parts = traceparent.strip().split("-") if traceparent else []
     if len(parts) < 4 or len(parts[1]) != 32 or len(parts[2]) != 16:
         return None, None
     try:
-        if int(parts[1], 16) == 0 or int(parts[2], 16) == 0:
-            return None, None
+        trace_id, parent_id = int(parts[1], 16), int(parts[2], 16)
     except ValueError:
         return None, None
-    return parts[1].lower(), parts[2].lower()
+    return (trace_id, parent_id) if trace_id and parent_id else (None, None)
 
 
 def _message(error: BaseException) -> str:

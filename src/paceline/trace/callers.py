@@ -11,8 +11,10 @@ again over the whole run. Assumption: a step is not itself called from two place
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 MAX_CALLERS = 4
+_MAX_CHAINS = 10_000
 _MAX_ROUNDS = 4  # wrappers around wrappers; each round looks through one more
 
 
@@ -33,25 +35,43 @@ def step_frame(callers: Sequence[str], wrappers: "frozenset[str] | set[str]") ->
 class WrapperRule:
     """Learns wrappers call by call. `edges` is the memory of one trace and is kept by the caller."""
 
-    __slots__ = ("wrappers",)
+    __slots__ = ("_functions", "_steps", "wrappers")
 
     def __init__(self) -> None:
         self.wrappers: set[str] = set()
+        # Of chains seen before, as most calls repeat one; emptied when a wrapper is found.
+        self._functions: dict[tuple[str, ...], list[str]] = {}
+        self._steps: dict[tuple[str, ...], str | None] = {}
 
     def learn(self, callers: Sequence[str], edges: dict[str, str]) -> None:
         """Take in one chain of a trace."""
-        functions = [function_of(frame) for frame in callers]
-        for at, function in enumerate(functions):
-            if function in self.wrappers:
-                continue
-            outer = next((f for f in functions[at + 1 :] if f not in self.wrappers and f != function), None)
-            if outer is None:
-                continue
+        for function, outer in pairwise(self._own_functions(tuple(callers))):
             seen = edges.setdefault(function, outer)
             if seen in self.wrappers:
                 edges[function] = outer
             elif seen != outer:
                 self.wrappers.add(function)
+                self._functions.clear()
+                self._steps.clear()
+
+    def step_frame(self, callers: tuple[str, ...]) -> str | None:
+        """`step_frame` with the wrappers known now."""
+        if callers not in self._steps:
+            if len(self._steps) >= _MAX_CHAINS:
+                self._steps.clear()
+            self._steps[callers] = step_frame(callers, self.wrappers)
+        return self._steps[callers]
+
+    def _own_functions(self, callers: tuple[str, ...]) -> list[str]:
+        """The chain's functions, wrappers left out and recursion counted once."""
+        known = self._functions.get(callers)
+        if known is None:
+            functions = [f for frame in callers if (f := function_of(frame)) not in self.wrappers]
+            known = [f for at, f in enumerate(functions) if at == 0 or f != functions[at - 1]]
+            if len(self._functions) >= _MAX_CHAINS:
+                self._functions.clear()
+            self._functions[callers] = known
+        return known
 
 
 def wrappers_in(chains: Iterable[tuple[str, Sequence[str]]]) -> frozenset[str]:

@@ -67,7 +67,7 @@ def _end(span: LiveSpan, result: Any) -> None:
         rows = _flat(result["ids"])
         span.attributes[DB_RESULTS] = len(rows)
         documents = [d for d in _flat(result.get("documents") or []) if isinstance(d, str)]
-        span.trace.flow.remember(span.span_id, documents[:_MAX_DOCUMENTS])
+        span.trace.flow.remember(span.hex_id, documents[:_MAX_DOCUMENTS])
 
 
 def _flat(rows: list[Any]) -> list[Any]:

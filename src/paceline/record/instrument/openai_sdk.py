@@ -111,7 +111,7 @@ def _note_answer(span: LiveSpan, result: Any) -> None:
     raw = getattr(result, "http_response", None)
     data = raw.json() if raw is not None and raw.is_closed else result
     note_usage(span, _get(data, "usage"))
-    span.trace.flow.remember(span.span_id, _output_texts(data))
+    span.trace.flow.remember(span.hex_id, _output_texts(data))
 
 
 def _output_texts(data: Any) -> Iterator[str]:
@@ -178,7 +178,7 @@ class _Answer:
         # Leaving a stream early is the caller's choice, not a failure.
         failed = error if not isinstance(error, GeneratorExit) else None
         if failed is None and self._span.duration_ns < 0:
-            self._span.trace.flow.remember(self._span.span_id, ["".join(self._parts)])
+            self._span.trace.flow.remember(self._span.hex_id, ["".join(self._parts)])
         self._recorder.finish(self._span, failed)
 
 

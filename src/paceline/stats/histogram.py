@@ -45,8 +45,10 @@ class Histogram:
 
     def record(self, duration_s: float) -> None:
         """Count one duration; a negative one counts as zero."""
-        duration_s = max(duration_s, 0.0)
-        ns = min(int(duration_s * 1e9), _LARGEST_NS)
+        ns = int(duration_s * 1e9)
+        if not 0 <= ns <= _LARGEST_NS:
+            duration_s = max(duration_s, 0.0)
+            ns = 0 if ns < 0 else _LARGEST_NS
         shift = ns.bit_length() - _BITS - 1
         self._counts[ns if shift <= 0 else (shift << _BITS) + (ns >> shift)] += 1
         self.count += 1

@@ -90,7 +90,7 @@ def decode_object(body: bytes) -> dict[str, Any] | None:
 def describe_call(kind: str, call: dict[str, Any]) -> CallInfo:
     """What a decoded call of this kind asks."""
     model = call.get("model")
-    turns = list(_turns(kind, call))
+    turns = list(turns_of(kind, call))
     last_answer = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
     tokens = {"system": 0, "history": 0, "user": 0}
     for i, (role, text) in enumerate(turns):
@@ -192,7 +192,7 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
     return (item for item in value if isinstance(item, dict)) if isinstance(value, list) else iter(())
 
 
-def _turns(kind: str, call: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def turns_of(kind: str, call: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(role, text) of everything the model is to read."""
     if isinstance(call.get("instructions"), str):
         yield "system", call["instructions"]

@@ -45,6 +45,7 @@ class HttpRequest(msgspec.Struct):
     headers: list[tuple[bytes, bytes]]
     body: bytes
     keep_alive: bool = True
+    chunks: bool = True  # the client knows chunked bodies (HTTP/1.0 does not)
     closed: bool = False  # the client went away before the reply was complete
 
     @property
@@ -305,6 +306,7 @@ class _Session(asyncio.Protocol):
                 headers=self._headers,
                 body=parts[0] if len(parts) == 1 else b"".join(parts),
                 keep_alive=self._parser.should_keep_alive(),
+                chunks=self._parser.get_http_version() != "1.0",
             )
         )
 
@@ -326,7 +328,7 @@ class _Session(asyncio.Protocol):
         while self._queue and self.active is None and self._drained is None and not self._ended:
             item = self._queue.popleft()
             if isinstance(item, Reply):  # a refusal: the last thing said here
-                self._write_whole(item, keep_alive=False, head_only=False)
+                self._write_whole(item, None)
                 self._end()
                 return
             self._dispatch(item)
@@ -342,7 +344,7 @@ class _Session(asyncio.Protocol):
             log.exception("handler failed for %s %s", request.method, request.path)
             outcome = _error_reply(500, "the server failed to answer this request")
         if isinstance(outcome, Reply) and isinstance(outcome.body, bytes | list):
-            self._write_whole(outcome, keep_alive=self._keeps(request), head_only=request.method == "HEAD")
+            self._write_whole(outcome, request)
             self._finished(request)
         else:
             # Owned by this session: cancelled in connection_lost, awaited by Server.close.
@@ -354,10 +356,9 @@ class _Session(asyncio.Protocol):
         except Exception:
             log.exception("handler failed for %s %s", request.method, request.path)
             reply = _error_reply(500, "the server failed to answer this request")
-        head_only = request.method == "HEAD"
         if isinstance(reply.body, bytes | list):
-            self._write_whole(reply, keep_alive=self._keeps(request), head_only=head_only)
-        elif not await self._write_stream(reply, reply.body, self._keeps(request), head_only=head_only):
+            self._write_whole(reply, request)
+        elif not await self._write_stream(reply, reply.body, request):
             self.task = None
             self.abort()
             return
@@ -380,24 +381,26 @@ class _Session(asyncio.Protocol):
         self._ended = True
         self._transport.close()
 
-    def _write_whole(self, reply: Reply, *, keep_alive: bool, head_only: bool) -> None:
-        body = reply.body
-        chunked = isinstance(body, list)
+    def _write_whole(self, reply: Reply, request: HttpRequest | None) -> None:
+        """Send a reply that is all here; `request` is None for a refusal, after which the connection ends."""
+        body, chunked = reply.body, isinstance(reply.body, list)
         if isinstance(body, list):
-            body = b"".join([*(_chunk(piece) for piece in body if piece), b"0\r\n\r\n"])
+            chunked = request is None or request.chunks
+            body = b"".join([*(_chunk(piece) for piece in body if piece), b"0\r\n\r\n"] if chunked else body)
         assert isinstance(body, bytes)  # noqa: S101 - the caller looked; narrows the type
         length = None if chunked or reply.status in (204, 304) or _has(reply.headers, b"content-length") else len(body)
+        keep_alive = request is not None and self._keeps(request)
         head = _encode_head(reply, length=length, chunked=chunked, keep_alive=keep_alive)
-        self._transport.write(head if head_only else head + body)
+        self._transport.write(head if request is not None and request.method == "HEAD" else head + body)
 
-    async def _write_stream(
-        self, reply: Reply, body: AsyncIterator[bytes], keep_alive: bool, *, head_only: bool
-    ) -> bool:
+    async def _write_stream(self, reply: Reply, body: AsyncIterator[bytes], request: HttpRequest) -> bool:
         """Send the body as it comes. False: it ended early, so the connection must be cut."""
-        chunked = not _has(reply.headers, b"content-length")
+        sized = _has(reply.headers, b"content-length")
+        chunked = request.chunks and not sized
+        request.keep_alive &= chunked or sized
         try:
-            self._transport.write(_encode_head(reply, length=None, chunked=chunked, keep_alive=keep_alive))
-            if not head_only:
+            self._transport.write(_encode_head(reply, length=None, chunked=chunked, keep_alive=self._keeps(request)))
+            if request.method != "HEAD":
                 async for data in body:
                     if data:
                         self._transport.write(_chunk(data) if chunked else data)

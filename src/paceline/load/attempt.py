@@ -177,7 +177,7 @@ class Attempt:
         connection, self._connection = self._connection, None
         assert connection is not None  # noqa: S101 - an exchange has one
         self._pool.release(connection, reusable=reusable)
-        if error is not None and self._retry and self.status is None and self.error is None:
+        if error is not None and self._retry and not connection.answered and self.error is None:
             self._pool.drop_idle()
             self._pool.submit(self)
             return

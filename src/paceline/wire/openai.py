@@ -225,8 +225,8 @@ def _text(part: object) -> str:
 def _template_hash(kind: str, turns: list[tuple[str, str]]) -> str:
     """Prompts begin with what the programmer wrote and go on with what changes, so the start of the first text says
     which code it came from; digits are masked. Embeddings have no template: all share one."""
-    start = turns[0][1][:_TEMPLATE_CHARS] if turns and kind == LLM else ""
-    masked = re.sub(r"\d+", "0", " ".join(start.split()))
+    start = turns[0][1][: 4 * _TEMPLATE_CHARS] if turns and kind == LLM else ""
+    masked = re.sub(r"\d+", "0", " ".join(start.split()))[:_TEMPLATE_CHARS]
     return hashlib.sha256(f"{kind}\n{masked}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -235,3 +235,12 @@ def test_a_disk_that_takes_half_a_batch_loses_and_repeats_nothing(
     spool.close()
     assert [r.index for r in run.requests()] == [0, 1, 2, 3]
     assert spool.written == 4
+
+
+def test_two_processes_may_change_the_header(tmp_path: Path) -> None:
+    """What the load driver noted is still there when the recorder, opened before, finishes."""
+    recorder = create_run(tmp_path, "shared")
+    open_run(recorder.path).update(notes=["from the driver"])
+    recorder.finish()
+    info = open_run(recorder.path).info
+    assert (info.notes, info.state) == (["from the driver"], "complete")

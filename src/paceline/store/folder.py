@@ -63,9 +63,11 @@ class RunFolder:
         return (self.clock.now_ns() - self.info.start_ns) / 1e9
 
     def update(self, **changes: Any) -> None:
-        """Change fields of run.json, replacing the file in one step."""
-        self.info = msgspec.structs.replace(self.info, **changes)
-        _write_whole(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.info)) + b"\n")
+        """Change fields of run.json, replacing the file in one step; what another process changed stays."""
+        header = self.path / "run.json"
+        info = msgspec.json.decode(header.read_bytes(), type=RunInfo) if header.exists() else self.info
+        self.info = msgspec.structs.replace(info, **changes)
+        _write_whole(header, msgspec.json.format(msgspec.json.encode(self.info)) + b"\n")
 
     def spool(self, table: str, writer: str) -> Spool:
         """The live end of a table for one writer (a name no other process of the run uses)."""

@@ -9,6 +9,7 @@ from paceline.model.estimate import Estimate
 from paceline.model.figures import Figures, ProjectedFigures
 from paceline.model.finding import Finding
 from paceline.model.projection import Projection
+from paceline.model.run import PARTIAL
 from paceline.model.tuning import ObjectiveResult, PhaseResult, Proposal, TuneResult
 from paceline.report.units import UNKNOWN, dollars, figure, megabytes, seconds
 
@@ -89,6 +90,8 @@ def _objective(result: ObjectiveResult) -> dict[str, object]:
 def notes(result: TuneResult) -> list[str]:
     """What a reader must know to read the figures right."""
     said = list(result.notes)
+    if result.state == PARTIAL:
+        said.append(f"this tuning is partial: {result.reason}")
     if result.speed != 1:
         said.append(
             f"speed {result.speed:g}: times are at the provider's pace; the service's own CPU time counts "

@@ -4,18 +4,29 @@
 # ruff: noqa: PTH100, PTH118, PTH120, PTH206
 import os
 import sys
+import threading
 from contextvars import ContextVar
 from types import CodeType, FrameType
 
 from paceline.trace.callers import MAX_CALLERS
 
-# Frames seen where work was handed over (executor, thread, coroutine made but not yet running), for work whose own
-# stack holds no application frame.
+# Frames seen where work was handed over, for work whose own stack holds no application frame: a coroutine that was
+# made but not yet running, and a call given to a thread (which may enter a context of its own, so not a ContextVar).
 handed_over: ContextVar[tuple[str, ...]] = ContextVar("paceline_callers", default=())
+
+
+class _HandedToThread(threading.local):
+    callers: tuple[str, ...] = ()
+
+
+handed_to_thread = _HandedToThread()
 
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _FOREIGN = ("site-packages", "dist-packages", ".venv", "venv", "node_modules")
+# A coroutine's caller is whoever awaits it, not whoever runs the event loop below its task.
+_LOOP_FILES = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
 _NAMELESS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
+_BOUNDARY: dict[int, str] = {}
 _MAX_KNOWN = 20_000  # code objects; a service that makes code at run time must not make us grow
 
 
@@ -37,6 +48,8 @@ class AppFrames:
             code = frame.f_code
             entry = known.get(id(code)) or self._look_at(code)
             texts = entry[1]
+            if texts is _BOUNDARY:
+                break
             if texts is not None:
                 text = texts.get(frame.f_lasti)
                 if text is None:
@@ -45,13 +58,17 @@ class AppFrames:
                 if len(found) == MAX_CALLERS:
                     break
             frame = frame.f_back
-        return tuple(found) if found else handed_over.get()
+        return tuple(found) if found else handed_over.get() or handed_to_thread.callers
 
     def _look_at(self, code: CodeType) -> tuple[CodeType, dict[int, str] | None]:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        path = self._path(code)
-        entry = self._known[id(code)] = (code, None if path is None else {-1: path})
+        if code.co_filename.endswith(_LOOP_FILES):
+            texts: dict[int, str] | None = _BOUNDARY
+        else:
+            path = self._path(code)
+            texts = None if path is None else {-1: path}
+        entry = self._known[id(code)] = (code, texts)
         return entry
 
     def _path(self, code: CodeType) -> str | None:

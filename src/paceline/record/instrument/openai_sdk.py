@@ -63,7 +63,7 @@ def instrument_resource(recorder: Recorder, module: ModuleType) -> None:
     """Note who made the coroutine of an async call: in `gather(client...create(...))` its stack shows nobody."""
     for name in ("AsyncCompletions", "AsyncResponses", "AsyncEmbeddings"):
         owner = getattr(module, name, None)
-        if owner is not None and inspect.iscoroutinefunction(owner.create):
+        if owner is not None:
             owner.create = _with_callers(recorder, owner.create)
 
 
@@ -79,7 +79,8 @@ def _with_callers(recorder: Recorder, original: Any) -> Any:
     def create(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run(recorder.frames.chain(), original(self, *args, **kwargs))
 
-    # It is no coroutine function itself but must pass for one.
+    if not inspect.iscoroutinefunction(original):
+        return create  # the SDK's own decorator hides that it is one, too
     if hasattr(inspect, "markcoroutinefunction"):
         inspect.markcoroutinefunction(create)
     else:

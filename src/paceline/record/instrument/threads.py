@@ -1,12 +1,13 @@
 """Context across threads: work handed to a thread or an executor joins the trace of whoever handed it over."""
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from threading import Thread
 from typing import Any, cast
 
-from paceline.record.frames import handed_over
+from paceline.record.frames import handed_to_thread
 from paceline.record.recorder import Recorder, current
 
 
@@ -19,25 +20,28 @@ def instrument(recorder: Recorder) -> None:
     @functools.wraps(start)
     def start_in_context(self: Thread) -> None:
         if current.get() is not None:
-            token = handed_over.set(recorder.frames.chain())
-            try:
-                # `run` on the instance: subclasses that override it and plain targets alike.
-                self.run = functools.partial(copy_context().run, self.run)  # type: ignore[method-assign]
-            finally:
-                handed_over.reset(token)
+            # `run` on the instance: subclasses that override it and plain targets alike.
+            self.run = _carried(recorder, self.run)  # type: ignore[method-assign]
         start(self)
 
     @functools.wraps(submit)
     def submit_in_context(self: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return submit(self, fn, *args, **kwargs)
-        token = handed_over.set(recorder.frames.chain())
-        try:
-            context = copy_context()
-        finally:
-            handed_over.reset(token)
-        return submit(self, context.run, fn, *args, **kwargs)
+        return submit(self, fn if current.get() is None else _carried(recorder, fn), *args, **kwargs)
 
     start_in_context.__paceline__ = start  # type: ignore[attr-defined]
     Thread.start = start_in_context  # type: ignore[method-assign]
     ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign, assignment]
+
+
+def _carried(recorder: Recorder, work: Callable[..., Any]) -> Callable[..., Any]:
+    """The work, to be run on another thread in a copy of this context."""
+    context, callers = copy_context(), recorder.frames.chain()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        handed_to_thread.callers = callers
+        try:
+            return context.run(work, *args, **kwargs)
+        finally:
+            handed_to_thread.callers = ()
+
+    return run

@@ -20,7 +20,7 @@ ZIPF_S, ZIPF_Q = 1.75, 3.0  # the k-th topic is asked 1 / (k + q)**s as often as
 VARIANTS = 24  # requests on one line: a typed form and a session each
 SESSIONS = 150
 RETURNING = 90  # of them have talked to the desk before
-TURNS = (1, 5)  # questions a returning session has asked
+TURNS = (1, 4)  # questions a returning session has asked
 CACHE_TOPICS, CACHE_ROUNDS = 25, 8  # of the cold-against-warm test
 
 # Headings that mean nothing without the page they stand on.
@@ -143,7 +143,7 @@ def conversations() -> Iterator[dict[str, Any]]:
     for session in sorted(rng.sample(range(1, SESSIONS + 1), RETURNING)):
         messages: list[dict[str, str]] = []
         for question, text in rng.sample(known, rng.randint(*TURNS)):
-            opening = text[: rng.randint(500, 1500)].rsplit(" ", 1)[0]
+            opening = text[: rng.randint(700, 1800)].rsplit(" ", 1)[0]
             messages += ({"role": "user", "content": question}, {"role": "assistant", "content": opening})
         yield {"session": session, "messages": messages}
 

@@ -2,13 +2,12 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 
 from support import prompts
 from support.history import Message
 from support.llm import new_client, retrying
 from support.replies import Audit, Draft, Reply
-from support.retrieval import Index, Section, load_sections, match_titles
+from support.retrieval import Index, Section, load_handbook, match_title
 from support.settings import Settings
 
 log = logging.getLogger("support")
@@ -23,7 +22,7 @@ class Assistant:
         self.audit = audit
         self.conversation = conversation
         self.client = new_client()
-        self.handbook = load_sections()  # texts and names of sources, and for when the index fails
+        self.handbook = load_handbook()  # for when the index fails
 
     def answer(self, question: str) -> Draft:
         """Answer `question`."""
@@ -43,18 +42,17 @@ class Assistant:
             sections = self.retrieve(question)
             return intent, self.choose_tone(question, intent), sections
         with ThreadPoolExecutor(max_workers=1) as pool:
-            retrieving = pool.submit(copy_context().run, self.retrieve, question)
+            retrieving = pool.submit(self.retrieve, question)
             intent = self.classify_intent(question)
             return intent, self.choose_tone(question, intent), retrieving.result()
 
     def retrieve(self, question: str) -> list[Section]:
         """The sections that answer `question` best."""
         try:
-            positions = self.index.search(self.embed_query(question), self.settings.chunks)
-            return [self.handbook[position] for position in positions]
+            return self.index.search(self.embed_query(question), self.settings.chunks)
         except Exception as error:
             log.debug("retrieval failed, falling back to titles: %r", error)
-            return match_titles(question, self.handbook, self.settings.chunks)
+            return match_title(question, self.handbook)
 
     def choose_tone(self, question: str, intent: str) -> str:
         """Tone guidelines for the question."""
@@ -83,7 +81,7 @@ class Assistant:
 
     @retrying
     def write_answer(self, question: str, tone: str, sections: list[Section]) -> str:
-        passages = [section.as_context for section in sections]
+        passages = [section.passage for section in sections]
         call = prompts.answer(question, tone, passages, self.conversation, self.settings)
         reply = self.client.chat.completions.create(**call)
         return reply.choices[0].message.content or ""

@@ -10,7 +10,7 @@ from support.cache import Memo
 from support.history import Message
 from support.llm import retrying, shared_client
 from support.replies import Audit, Draft, Reply
-from support.retrieval import Index, Section, match_titles, shared_sections
+from support.retrieval import Index, Section, match_title, shared_handbook
 from support.settings import Settings
 
 log = logging.getLogger("support")
@@ -27,7 +27,7 @@ class AsyncAssistant:
         self.index = index
         self.audit = audit
         self.client = shared_client()
-        self.handbook = shared_sections()
+        self.handbook = shared_handbook()
         keep = KEPT_EMBEDDINGS if settings.reuse_steps else 0
         self.vectors: Memo[list[float]] = Memo(keep)
         self.tones: Memo[str] = Memo(keep)
@@ -64,11 +64,10 @@ class AsyncAssistant:
         """The sections that answer `question` best."""
         try:
             vector = await self.vectors.get(question, lambda: self.embed_query(question))
-            positions = await asyncio.to_thread(self.index.search, vector, self.settings.chunks)
-            return [self.handbook[position] for position in positions]
+            return await asyncio.to_thread(self.index.search, vector, self.settings.chunks)
         except Exception as error:
             log.warning("retrieval failed, falling back to titles: %r", error)
-            return match_titles(question, self.handbook, self.settings.chunks)
+            return match_title(question, self.handbook)
 
     async def check(self, question: str, reply: Reply, conversation: list[Message]) -> None:
         """Validate the answer and write the verdict into the audit log."""
@@ -102,7 +101,7 @@ class AsyncAssistant:
         conversation: list[Message],
         listener: Listener | None,
     ) -> str:
-        passages = [section.as_context for section in sections]
+        passages = [section.passage for section in sections]
         call = prompts.answer(question, tone, passages, conversation, self.settings)
         if listener is None:
             reply = await self.client.chat.completions.create(**call)

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-
-from fastapi.concurrency import run_in_threadpool
+from threading import Thread
+from typing import TypeVar
 
 from support.assistant import Assistant
 from support.async_assistant import AsyncAssistant, Listener
@@ -15,6 +17,8 @@ from support.redis_server import LocalRedis
 from support.replies import Audit, Draft, Reply
 from support.retrieval import Index
 from support.settings import DATA, Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Desk:
         if self.assistant:
             draft = await self.assistant.answer(message, conversation, listener)
         else:
-            draft = await run_in_threadpool(self._answer_in_thread, message, conversation)
+            draft = await in_own_thread(partial(self._answer_in_thread, message, conversation))
         self.history.add(session, message, draft.reply.answer)
         self.cache.put(key, draft.reply)
         if self.second:
@@ -91,4 +95,18 @@ class Desk:
 
     def _answer_in_thread(self, message: str, conversation: list[Message]) -> Draft:
         draft = Assistant(self.settings, self.index, self.audit, conversation).answer(message)
-        return Draft(draft.reply, partial(run_in_threadpool, draft.check)) if draft.check else draft
+        return Draft(draft.reply, partial(in_own_thread, draft.check)) if draft.check else draft
+
+
+async def in_own_thread(work: Callable[[], T]) -> T:
+    """Do blocking work in a thread of its own. The framework's pool has 40, and at peak hours questions queued for it."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, name="answer", daemon=True).start()
+    return await asyncio.wrap_future(done)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 SESSIONS = 5_000
-MESSAGES = 10  # of one session; older ones are dropped
+MESSAGES = 8  # of one session; older ones are dropped
 
 
 class Message(TypedDict):

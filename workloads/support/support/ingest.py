@@ -3,7 +3,7 @@
 import sys
 
 from support.llm import new_client
-from support.retrieval import load_sections, open_store
+from support.retrieval import load_handbook, open_store, sections
 from support.settings import Settings, from_env
 
 COLLECTION = "handbook"
@@ -17,14 +17,19 @@ def ingest(settings: Settings) -> int:
     collection = store.get_or_create_collection(
         COLLECTION, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
     )
-    texts = [section.as_context[:CHARACTERS] for section in load_sections()]
-    stored = set(collection.get(include=[])["ids"])
-    missing = [position for position in range(len(texts)) if str(position) not in stored]
+    known = set(collection.get(include=[])["ids"])
+    missing = [(str(i), s) for i, s in enumerate(sections(load_handbook())) if str(i) not in known]
     client = new_client().with_options(max_retries=8)
     for start in range(0, len(missing), BATCH):
-        positions = missing[start : start + BATCH]
-        reply = client.embeddings.create(model=settings.embedding_model, input=[texts[p] for p in positions])
-        collection.add(ids=[str(p) for p in positions], embeddings=[item.embedding for item in reply.data])
+        ids, batch = zip(*missing[start : start + BATCH], strict=True)
+        texts = [section.passage[:CHARACTERS] for section in batch]
+        reply = client.embeddings.create(model=settings.embedding_model, input=texts)
+        collection.add(
+            ids=list(ids),
+            embeddings=[item.embedding for item in reply.data],
+            documents=[section.text for section in batch],
+            metadatas=[{"source": section.source} for section in batch],
+        )
     return len(missing)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
+import openai.resources.chat
+import openai.resources.embeddings
 
 from support.settings import Settings
 

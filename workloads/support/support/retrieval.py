@@ -1,8 +1,11 @@
-"""Retrieval: the handbook's sections and the vector store over them."""
+"""Retrieval: the handbook and the vector store over its sections."""
 
 import functools
+import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chromadb
 import orjson
@@ -14,39 +17,46 @@ SECTIONS = DATA / "handbook18f_sections.jsonl"
 
 
 class Section(NamedTuple):
-    """One section of the handbook."""
+    """One section of the handbook: how answers name it, and its text."""
 
-    doc_id: str
-    title: str
-    heading: str
+    source: str
     text: str
 
     @property
-    def source(self) -> str:
-        """How answers name it."""
-        return f"{self.title}: {self.heading}"
-
-    @property
-    def as_context(self) -> str:
+    def passage(self) -> str:
         """How prompts show it."""
         return f"{self.source}\n{self.text}"
 
 
-def load_sections(path: Path = SECTIONS) -> list[Section]:
-    """All sections in the file's order; a section's position is its id in the vector store."""
-    return [Section(**orjson.loads(line)) for line in path.read_bytes().splitlines()]
+def section_of(saved: dict[str, str]) -> Section:
+    """The section that a line of the handbook holds, without empty lines."""
+    return Section(f"{saved['title']}: {saved['heading']}", re.sub(r"\n\s*\n", "\n", saved["text"]))
+
+
+def load_handbook(path: Path = SECTIONS) -> str:
+    """The whole handbook, one section a line, as JSON."""
+    return path.read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)
-def shared_sections() -> list[Section]:
-    """The sections, read once for the whole process."""
-    return load_sections()
+def shared_handbook() -> str:
+    """The handbook, read once for the whole process."""
+    return load_handbook()
 
 
-def match_titles(question: str, sections: list[Section], count: int) -> list[Section]:
-    """Sections of the documents whose title is what was asked."""
-    asked = question.strip(" ?!.").casefold()
-    return [section for section in sections if asked in section.title.casefold()][:count]
+def sections(handbook: str) -> Iterable[Section]:
+    """All sections in the handbook's order."""
+    return (section_of(orjson.loads(line)) for line in handbook.splitlines())
+
+
+def match_title(question: str, handbook: str) -> list[Section]:
+    """The first section of the page whose title is what was asked."""
+    title = json.dumps(question.strip(" ?!."), ensure_ascii=False)
+    at = handbook.find(f'"title": {title}')
+    if at < 0:
+        return []
+    begin, end = handbook.rfind("\n", 0, at) + 1, handbook.find("\n", at)
+    return [section_of(orjson.loads(handbook[begin:end]))]
 
 
 class Index:
@@ -56,15 +66,22 @@ class Index:
         self._name = settings.collection
         self._chroma = open_store(settings)
 
-    def search(self, vector: list[float], count: int) -> list[int]:
-        """Positions of the `count` nearest sections, nearest first. Raises NotFoundError without the collection."""
-        collection = self._chroma.get_collection(self._name, embedding_function=None)
-        found = collection.query(query_embeddings=[vector], n_results=count, include=[])
-        return [int(position) for position in found["ids"][0]]
+    def search(self, vector: list[float], count: int) -> list[Section]:
+        """The `count` nearest sections, nearest first. Raises NotFoundError without the collection."""
+        found: Any = self._collection().query(
+            query_embeddings=[vector], n_results=count, include=["documents", "metadatas"]
+        )
+        return [
+            Section(known["source"], text)
+            for known, text in zip(found["metadatas"][0], found["documents"][0], strict=True)
+        ]
 
     def size(self) -> int:
         """Sections in the collection. Raises NotFoundError when there is none of that name."""
-        return self._chroma.get_collection(self._name, embedding_function=None).count()
+        return self._collection().count()
+
+    def _collection(self) -> chromadb.Collection:
+        return self._chroma.get_collection(self._name, embedding_function=None)
 
 
 def open_store(settings: Settings) -> chromadb.ClientAPI:

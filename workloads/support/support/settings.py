@@ -38,7 +38,6 @@ class Settings:
     limit_replies: bool = False  # max_tokens on every step
 
     async_calls: bool = False  # one event loop and one pooled client instead of a thread and a client a request
-    threads: int = 500
     stream: bool = False  # pass the answer on while it is written, to who asks for it
 
     cache_key: str = "raw"  # or "text": case, punctuation and white space ignored

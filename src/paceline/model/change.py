@@ -61,13 +61,15 @@ class Limit(_Tagged, frozen=True, kw_only=True, tag="limit", forbid_unknown_fiel
     """At most `size` at once pass `resource`; the others queue in order instead of failing and backing off.
 
     `resource`: "provider" (all LLM calls), "provider:MODEL", or "threads" (requests in the service).
-    `memory_ratio`: memory each request in flight holds afterwards, relative to before.
+    `memory_ratio`: memory each request in flight holds afterwards, relative to before; `cpu_ratio`: processor time
+    the application spends on a request, relative to before.
     """
 
     resource: str
     size: int | None = None
     queued: bool = True
     memory_ratio: Range = ONE
+    cpu_ratio: Range = ONE
 
 
 class Route(_Tagged, frozen=True, kw_only=True, tag="route", forbid_unknown_fields=True):

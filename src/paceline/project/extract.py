@@ -1,0 +1,345 @@
+"""Extract: from the recording of a scenario to what the simulation needs to know of the application."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+from paceline.model.request import Request
+from paceline.model.span import CALLERS
+from paceline.project.app import App, Asked, Kept, Load, PoolKey, Template, Work
+from paceline.project.limits import REFUSED, gave_up_on_limit, quotas_of, retries_of
+from paceline.project.pace import paces_of, prefill_of
+from paceline.project.refusal import Refusal
+from paceline.project.structure import StepPair, independent_steps, leaf_calls, waits
+from paceline.project.usage import Usage, usage_of
+from paceline.stats.quantiles import quantile
+from paceline.trace.calls import SAVED, Call
+from paceline.trace.data import RunData
+from paceline.trace.figures import figures_of_traces
+from paceline.trace.tree import Trace, build_traces
+
+MIN_REQUESTS = 30
+_TIMEOUT = "timeout"
+_TAIL = ("", 0)  # the time after the last call, as a place
+_MAX_LOST = 0.2  # share of requests without their trace: above, the recording is not whole
+_CACHED_SHARE = 0.5  # of the repeated questions answered from a cache: there is one
+
+
+def extract(base: RunData, scenario: str) -> App:
+    """What the baseline says about the application under this scenario.
+
+    Raises:
+        Refusal: too few requests, none answered without a cache, or too many without a trace.
+        ValueError: the run has no such scenario.
+    """
+    data = base.scenario(scenario)
+    assumptions: list[str] = []
+    requests = sorted(data.requests, key=lambda r: r.index)
+    if len(requests) < MIN_REQUESTS:
+        msg = f"the baseline has {len(requests)} requests of scenario {scenario!r}; at least {MIN_REQUESTS} are needed"
+        raise Refusal(msg)
+    traces = build_traces(data.spans, requests)[: len(requests)]
+    hits = _hits(traces)
+    missed = [t for t, hit in zip(traces, hits, strict=True) if not hit]
+    _check_whole(missed)
+    leaves = [leaf_calls(t) for t in missed]
+    calls = [c for of_request in leaves for c in of_request]
+    failed = {c.span_id: not t.ok for t, of_request in zip(missed, leaves, strict=True) for c in of_request}
+    called_s = [(c.end_ns - data.info.start_ns) / 1e9 for c in calls]
+    usage = usage_of(requests, hits, called_s, data.resources, assumptions)
+    paces, unknown = paces_of(calls)
+    assumptions += [
+        f"what {m} takes per token is not in the recording; its calls keep their time" for m in sorted(unknown)
+    ]
+    recorder = _Recorder(data.info.start_ns, usage, independent_steps(leaves), paces)
+    workers = _workers(traces, hits)
+    templates = recorder.templates(missed, leaves)
+    if workers is not None:
+        templates = _without_queue(templates)
+    if not templates:
+        msg = "the baseline has no request that was answered without a cache; record one with a cold cache"
+        raise Refusal(msg)
+    return App(
+        templates=templates,
+        load=_load(data, scenario, requests),
+        paces=paces,
+        prefill_s=prefill_of(calls),
+        quotas=quotas_of(data.spans, assumptions),
+        queued=_queued(calls),
+        retries=retries_of(calls, failed, assumptions),
+        kept=_kept(requests, hits),
+        hits_s=[
+            usage.beyond_cpu(r.service_s, usage.hit_cpu_s)
+            for r, hit in zip(requests, hits, strict=True)
+            if hit and r.ok and r.cache != "join"
+        ],
+        hit_cpu_s=usage.hit_cpu_s,
+        cores=usage.cores,
+        workers=workers,
+        mb_per_request=usage.mb_per_request,
+        measured=figures_of_traces(traces, data.resources),
+        assumptions=assumptions,
+    )
+
+
+def _hits(traces: Sequence[Trace]) -> list[bool]:
+    """Whether each request was answered from a cache: as its answer says, else because it made no call."""
+    calling = any(t.calls for t in traces)
+    found = []
+    for trace in traces:
+        cache = trace.request.cache if trace.request else None
+        silent = cache is None and calling and trace.ok and trace.root is not None and not trace.calls
+        found.append(cache in SAVED or silent)
+    return found
+
+
+def _check_whole(missed: list[Trace]) -> None:
+    lost = sum(not t.spans for t in missed)
+    if missed and lost > _MAX_LOST * len(missed):
+        msg = f"{lost} of {len(missed)} requests not cached have no trace: the recording is damaged or partial"
+        raise Refusal(msg)
+
+
+class _Recorder:
+    """Turns recorded requests into templates."""
+
+    def __init__(
+        self, start_ns: int, usage: Usage, independent: set[StepPair], paces: dict[PoolKey, list[tuple[float, float]]]
+    ) -> None:
+        self.start_ns = start_ns
+        self.usage = usage
+        self.independent = independent
+        self.paces = paces
+
+    def templates(self, traces: list[Trace], leaves: list[list[Call]]) -> list[Template]:
+        """One for every complete request; those cut short by a limit or a time-out would play only half of it."""
+        found = [self._template(t, c) for t, c in zip(traces, leaves, strict=True) if _complete(t, c)]
+        return self._with_cpu(found)
+
+    def _template(self, trace: Trace, calls: list[Call]) -> Template:
+        request = trace.request
+        assert request is not None  # noqa: S101 - traces here are those of requests
+        sent_ns = self.start_ns + round(request.started_s * 1e9)
+        answered_ns = self.start_ns + round(request.ended_s * 1e9)
+        before = waits(calls, self.independent)
+        position = {span_id: i for i, call in enumerate(calls) for span_id in call.span_ids}
+        around = _functions_around(trace)
+        works = []
+        for call, after in zip(calls, before, strict=True):
+            late = call.deferred and call.start_ns >= answered_ns - round(0.02 * (answered_ns - sent_ns))
+            ready_ns = max((calls[j].end_ns for j in after), default=sent_ns)
+            own_s = max(0.0, call.start_ns - (max(ready_ns, answered_ns) if late else ready_ns)) / 1e9
+            works.append(self._work(call, own_s, after, late, position, around))
+        last_ns = max((c.end_ns for c in calls if not c.deferred), default=sent_ns)
+        return Template(
+            key=request.key,
+            text_key=request.text_key or request.key,
+            works=tuple(works),
+            tail_cpu_s=0.0,
+            tail_delay_s=max(0.0, answered_ns - last_ns) / 1e9,
+            ok=request.ok,
+        )
+
+    def _work(
+        self,
+        call: Call,
+        own_s: float,
+        after: tuple[int, ...],
+        late: bool,
+        position: dict[str, int],
+        around: dict[str, frozenset[str]],
+    ) -> Work:
+        """The client's share of a call (request building, parsing the answer) is the application's own time too."""
+        overhead_s = max(0.0, call.duration_s - call.wait_s - call.service_s)
+        names = frozenset((call.step,)).union(*(around.get(s, frozenset()) for s in call.span_ids))
+        to_provider = call.to_provider and call.model is not None and call.cache not in SAVED
+        model = call.model if to_provider else None
+        pool = (call.step, model) if model is not None else None
+        gave_up = gave_up_on_limit(call)
+        return Work(
+            step=call.step,
+            names=names,
+            after=after,
+            uses=frozenset(position[u] for u in call.uses if u in position),
+            awaited=not call.deferred,
+            after_answer=late,
+            delay_s=own_s + overhead_s,
+            fault_s=_fault_s(call),
+            service_s=None if gave_up else call.service_s,
+            model=model,
+            pool=pool if (call.ok or gave_up) and pool in self.paces else None,
+            input_tokens=call.input_tokens or 0,
+            output_tokens=call.output_tokens or 0,
+            cached_tokens=call.cached_tokens or 0,
+            cost_usd=call.cost_usd,
+            priced_as=_priced_as(call, model),
+            prompt=call.prompt_hash,
+        )
+
+    def _with_cpu(self, templates: list[Template]) -> list[Template]:
+        """Split the application's own time into processor time, where it can queue, and the rest.
+
+        A processor's share is told apart by place (a step's first call, its second, ...): the mean own time there,
+        scaled so that all of them come to what the resource samples say a request takes.
+        """
+        own_s: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for template in templates:
+            for place, work in _places(template):
+                own_s[place].append(work.delay_s)
+            own_s[_TAIL].append(template.tail_delay_s)
+        total_s = sum(map(sum, own_s.values())) / max(1, len(templates))
+        share = min(1.0, self.usage.miss_cpu_s / total_s) if total_s > 0 else 0.0
+        cpu_s = {place: share * sum(times) / len(times) for place, times in own_s.items()}
+        beyond = self.usage.beyond_cpu
+
+        def split(template: Template) -> Template:
+            works = [
+                replace(w, cpu_s=cpu_s[place], delay_s=beyond(w.delay_s, cpu_s[place]))
+                for place, w in _places(template)
+            ]
+            tail_s = template.tail_delay_s
+            return replace(
+                template, works=tuple(works), tail_cpu_s=cpu_s[_TAIL], tail_delay_s=beyond(tail_s, cpu_s[_TAIL])
+            )
+
+        return [split(t) for t in templates]
+
+
+def _places(template: Template) -> Iterator[tuple[tuple[str, int], Work]]:
+    """Each work with its step and how many of that step came before it."""
+    seen: dict[str, int] = defaultdict(int)
+    for work in template.works:
+        yield (work.step, seen[work.step]), work
+        seen[work.step] += 1
+
+
+def _complete(trace: Trace, calls: list[Call]) -> bool:
+    """True when the trace shows the whole request."""
+    request = trace.request
+    if request is None or not trace.spans or request.error == _TIMEOUT:
+        return False
+    return request.ok or not any(gave_up_on_limit(c) for c in calls)
+
+
+def _fault_s(call: Call) -> float:
+    """Seconds lost to failed attempts that were not refusals, until the next one began."""
+    lost = [b.start_ns - a.start_ns for a, b in pairwise(call.attempts) if a.status != REFUSED]
+    return sum(lost) / 1e9
+
+
+def _priced_as(call: Call, model: str | None) -> tuple[str, int, int, int] | None:
+    if model is None:
+        return None
+    return model, call.input_tokens or 0, call.output_tokens or 0, call.cached_tokens or 0
+
+
+def _functions_around(trace: Trace) -> dict[str, frozenset[str]]:
+    """For each span the names of the application's functions it was called through."""
+    own = {}
+    for span in trace.spans:
+        callers = span.attributes.get(CALLERS)
+        frames = callers if isinstance(callers, list) else []
+        own[span.span_id] = frozenset(f.rsplit(" ", 1)[-1] for f in frames)
+    return own
+
+
+def _load(data: RunData, scenario: str, requests: list[Request]) -> Load:
+    info = data.scenario_info(scenario)
+    first_s = min(r.intended_s for r in requests)
+    asked = [Asked(r.key, r.text_key or r.key, r.intended_s - first_s) for r in requests]
+    if info is None or info.model != "closed":
+        return Load(asked=asked, users=None, ramp_s=0.0, think_s=0.0, timeout_s=info.timeout_s if info else 120.0)
+    users = info.users or len({r.user for r in requests})
+    return Load(asked=asked, users=users, ramp_s=info.ramp_s, think_s=info.think_s, timeout_s=info.timeout_s)
+
+
+def _queued(calls: Sequence[Call]) -> bool:
+    """True when calls wait in the gateway rather than being refused."""
+    waited = sum(bool(c.spans) and any(s.service == "gateway" and s.wait_ns > 1e6 for s in c.spans) for c in calls)
+    refused = sum(a.status == 429 for c in calls for a in c.attempts)
+    return waited > refused
+
+
+def _kept(requests: list[Request], hits: list[bool]) -> Kept | None:
+    """Replays the keys against the recorded hits. None when nothing, or too little, came from a cache."""
+    if not any(hits):
+        return None
+    by_key = _replay(requests, hits, [r.key for r in requests])
+    by_text = _replay(requests, hits, [r.text_key or r.key for r in requests])
+    # The coarser key explains the hits only if what it alone calls a repetition did hit as well.
+    text_only = (by_text.repeats - by_key.repeats, by_text.repeats_hit - by_key.repeats_hit)
+    use_text = text_only[0] >= 5 and text_only[1] >= _CACHED_SHARE * text_only[0]
+    seen = by_text if use_text else by_key
+    share = seen.repeats_hit / seen.repeats if seen.repeats else 1.0
+    joins = sum(r.cache == "join" for r in requests)
+    if share < _CACHED_SHARE and not joins:
+        return None
+    return Kept(by_text=use_text, hit_share=share, shares_flights=joins > 0, warm=frozenset(seen.warm))
+
+
+class _Replayed:
+    """What a cache under one sort of key would have seen."""
+
+    def __init__(self) -> None:
+        self.repeats = 0  # asked again after an answer had been given
+        self.repeats_hit = 0
+        self.warm: set[str] = set()
+
+
+def _replay(requests: list[Request], hits: list[bool], keys: list[str]) -> _Replayed:
+    seen = _Replayed()
+    answered_s: dict[str, float] = {}
+    joined = {r.trace_id for r in requests if r.cache == "join"}
+    for request, key in zip(requests, keys, strict=True):
+        if request.ok:
+            answered_s[key] = min(request.ended_s, answered_s.get(key, request.ended_s))
+    for request, hit, key in zip(requests, hits, keys, strict=True):
+        known = answered_s.get(key, request.started_s) < request.started_s
+        if known:
+            seen.repeats += 1
+            seen.repeats_hit += hit
+        elif hit and request.trace_id not in joined:
+            seen.warm.add(key)
+    return seen
+
+
+def _without_queue(templates: list[Template]) -> list[Template]:
+    """Time before the first work without the wait for a worker, which the simulation adds: a quick request's."""
+    firsts = [w.delay_s for t in templates for w in t.works if not w.after and not w.after_answer]
+    most_s = quantile(firsts, 0.1) if firsts else 0.0
+
+    def started(work: Work) -> Work:
+        first = not work.after and not work.after_answer
+        return replace(work, delay_s=min(work.delay_s, most_s)) if first else work
+
+    return [replace(t, works=tuple(started(w) for w in t.works)) for t in templates]
+
+
+def _workers(traces: list[Trace], hits: list[bool]) -> int | None:
+    """Requests worked on at once, where that never rose above a level it stayed at while others waited.
+
+    A pool of threads shows as a plateau: requests in flight whose first call has not begun.
+    """
+    edges: list[tuple[int, int]] = []
+    starts: list[float] = []
+    for trace, hit in zip(traces, hits, strict=True):
+        if hit or trace.request is None or not trace.calls:
+            continue
+        busy = [c for c in trace.calls if not c.deferred] or trace.calls
+        begin, end = min(c.start_ns for c in busy), max(c.end_ns for c in busy)
+        edges += [(begin, 1), (end, -1)]
+        starts.append((begin - trace.window_ns[0]) / max(1, end - begin))
+    if len(starts) < MIN_REQUESTS:
+        return None
+    level = most = 0
+    at_level: dict[int, int] = {}
+    edges.sort()
+    for (at, step), (following, _) in zip(edges, edges[1:] + edges[-1:], strict=True):
+        level += step
+        most = max(most, level)
+        at_level[level] = at_level.get(level, 0) + following - at
+    total = max(1, edges[-1][0] - edges[0][0])
+    full = sum(ns for at, ns in at_level.items() if at >= 0.9 * most)
+    return most if full > 0.5 * total and median(starts) > 0.2 else None

@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from paceline.model.price import price_of
 from paceline.model.request import Request, ResourceSample
 from paceline.model.run import RunInfo, ScenarioInfo
@@ -236,3 +238,66 @@ def make_run(
     for tick in range(round((requests * every_s + 10) * 4)):
         run.sample(tick / 4)
     return run
+
+
+RULES = (
+    "swallowed_failure",
+    "sequential_calls",
+    "duplicate_calls",
+    "strong_model_trivial_step",
+    "oversized_prompt",
+    "deferrable_work",
+    "provider_limit",
+    "thread_memory_spike",
+)
+
+
+def desk_request(trace: TraceMaker, causes: frozenset[str]) -> None:
+    """A support desk's request: intent -> tone beside retrieval -> answer, with the named causes planted."""
+    has = causes.__contains__
+    label = {"model": "gpt-4o" if has("strong_model_trivial_step") else "gpt-4o-mini", "output": 4}
+    size: dict[str, int] = {"system": 3000, "history": 600} if has("oversized_prompt") else {"system": 300}
+    refused = [(429, 0.05, 4.0)] if has("provider_limit") and trace.index % 2 else []
+    limit = 600 if has("provider_limit") else None
+
+    intent = trace.llm("classify_intent", 0.7, **label, **size, prompt=("intent", trace.index))  # type: ignore[arg-type]
+    began_s = trace.start_s + 0.002
+    if has("duplicate_calls"):
+        intent = trace.llm("classify_intent", 0.7, **label, **size, prompt=("intent", trace.index))  # type: ignore[arg-type]
+    broken = "chromadb.errors.NotFoundError" if has("swallowed_failure") else None
+    if has("sequential_calls"):
+        vector = trace.embed("embed_query", 0.6)
+        found = trace.db("search", 0.06, error=broken)
+    else:
+        vector = trace.embed("embed_query", 0.6, at_s=began_s)
+        found = trace.db("search", 0.06, error=broken, at_s=began_s + 0.61)
+    trace.spans[-1] = msgspec.structs.replace(trace.spans[-1], attributes=trace.spans[-1].attributes | {USES: [vector]})
+    tone = trace.llm("tone_guidelines", 0.9, uses=[intent], output=40, model="gpt-4o", **size)  # type: ignore[arg-type]
+    passages = [] if broken else [found]
+    answer = trace.llm(
+        "write_answer", 2.5, uses=[tone, *passages], output=180, user=900, failures=refused, limit_per_min=limit, **size  # type: ignore[arg-type]
+    )  # fmt: skip
+    if has("deferrable_work"):
+        trace.llm("validate", 0.8, uses=[answer], **label, **size)  # type: ignore[arg-type]
+    trace.answer(intent, answer)
+    if not has("deferrable_work"):
+        trace.spans.clear()
+        trace.llm("validate", 0.8, uses=[answer], at_s=trace.now_s + 0.1, **label, **size)  # type: ignore[arg-type]
+        trace.run.spans += trace.spans
+
+
+def desk_run(*causes: str, requests: int = 60, users_per_s: float = 12.0, style: str = FULL) -> RunData:
+    """A recorded run of the desk; with thread_memory_spike, each request in flight holds a thread and 6 MB."""
+    planted = frozenset(causes)
+    run = RunMaker(style=style)
+    for index in range(requests):
+        desk_request(run.trace(index, 5.0 + index / users_per_s), planted)
+    last_s = max(r.ended_s for r in run.requests)
+    for tick in range(round((last_s + 30) * 4)):
+        at_s = tick / 4
+        flying = sum(r.started_s <= at_s < r.ended_s for r in run.requests)
+        if "thread_memory_spike" in planted:
+            run.sample(at_s, threads=10 + flying, rss_mb=250 + 6 * flying)
+        else:
+            run.sample(at_s, threads=14, rss_mb=250 + 0.1 * flying)
+    return run.data()

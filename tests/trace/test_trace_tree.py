@@ -100,6 +100,19 @@ def test_every_request_has_a_trace_and_other_traces_follow() -> None:
     assert traces[2].request is None
 
 
+def test_broken_ids_make_no_endless_tree() -> None:
+    """A span that is its own parent, an id written twice, and two spans that are each other's parents."""
+    loops = [span("self", 10, 20, "self"), span("root", 30, 40, "root"), span("x", 50, 60, "y"), span("y", 50, 60, "x")]
+    path = path_of(root(0, 100), *loops)
+    assert sum(seconds for _, seconds in path) == pytest.approx(0.1)
+
+
+def test_deep_nesting_is_no_problem() -> None:
+    """An agent that calls itself."""
+    spans = [root(0, 5000), *(span(f"s{i}", i + 1, 5000, f"s{i - 1}" if i else "root") for i in range(3000))]
+    assert len(path_of(*spans)) == 3001
+
+
 def test_call_seconds_splits_the_path_among_calls() -> None:
     """Parallel calls get what the request waited for them."""
     trace = build_traces([root(0, 100), span("a", 0, 40, kind=DB), span("b", 40, 90, kind=DB)], [])[0]

@@ -15,7 +15,7 @@ _SLACK_NS = 5_000_000
 _SLACK_RATIO = 0.01
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """The spans of one request. `root` is its http.server span; None when the application was not instrumented."""
 
@@ -75,12 +75,14 @@ def build_traces(spans: Iterable[Span], requests: Iterable[Request]) -> list[Tra
 
 def _trace(trace_id: str, spans: list[Span], request: Request | None) -> Trace:
     spans.sort(key=lambda s: (s.start_ns, s.span_id))
-    known = {s.span_id for s in spans}
+    known = {s.span_id: s for s in reversed(spans)}
+    if len(known) < len(spans):  # an id written twice would make a loop of the tree: the first one counts
+        spans = [s for s in spans if known[s.span_id] is s]
     children: Children = {}
     tops: list[Span] = []
     for span in spans:
         parent_id = span.parent_id
-        if parent_id is None or parent_id not in known:
+        if parent_id is None or parent_id not in known or parent_id == span.span_id:
             tops.append(span)
         elif parent_id in children:
             children[parent_id].append(span)
@@ -155,23 +157,33 @@ def call_seconds(trace: Trace, segments: list[Segment] | None = None) -> dict[st
     return {call_id: ns / 1e9 for call_id, ns in total_ns.items()}
 
 
-def _walk_back(span: Span, end_ns: int, children: Children, answered_ns: int, out: list[Segment]) -> None:
-    """Append the segments of `span` up to `end_ns`, last first."""
-    cursor = end_ns
-    below = children.get(span.span_id)
-    if below and span.start_ns < end_ns:
-        for child in _last_first(below, span.start_ns, end_ns, answered_ns):
-            child_end = min(child.end_ns, cursor)
-            if child_end < cursor:
-                out.append(Segment(span.span_id, child_end, cursor))
-            if child.start_ns >= span.start_ns:
-                _walk_back(child, child_end, children, answered_ns, out)
-                cursor = child.start_ns
-            else:  # a clock that disagrees: the parent's start is the earliest it can have begun
-                out.append(Segment(child.span_id, span.start_ns, child_end))
-                cursor = span.start_ns
-    if span.start_ns < cursor:
-        out.append(Segment(span.span_id, span.start_ns, cursor))
+def _walk_back(top: Span, end_ns: int, children: Children, answered_ns: int, out: list[Segment]) -> None:
+    """Append the segments of `top` up to `end_ns`, last first. A stack of its own: recordings may nest deeply."""
+    todo: list[Segment | tuple[Span, int]] = [(top, end_ns)]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Segment):
+            out.append(item)
+            continue
+        span, cursor = item
+        below = children.get(span.span_id)
+        if below and span.start_ns < cursor:
+            parts: list[Segment | tuple[Span, int]] = []
+            for child in _last_first(below, span.start_ns, cursor, answered_ns):
+                child_end = min(child.end_ns, cursor)
+                if child_end < cursor:
+                    parts.append(Segment(span.span_id, child_end, cursor))
+                if child.start_ns >= span.start_ns:
+                    parts.append((child, child_end))
+                    cursor = child.start_ns
+                else:  # a clock that disagrees: the parent's start is the earliest it can have begun
+                    parts.append(Segment(child.span_id, span.start_ns, child_end))
+                    cursor = span.start_ns
+            if span.start_ns < cursor:
+                parts.append(Segment(span.span_id, span.start_ns, cursor))
+            todo += reversed(parts)
+        elif span.start_ns < cursor:
+            out.append(Segment(span.span_id, span.start_ns, cursor))
 
 
 def _last_first(spans: list[Span], start_ns: int, end_ns: int, answered_ns: int) -> Iterable[Span]:

@@ -25,6 +25,7 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _FOREIGN = ("site-packages", "dist-packages", ".venv", "venv", "node_modules")
 # A coroutine's caller is whoever awaits it, not whoever runs the event loop below its task.
 _LOOP_FILES = tuple(os.path.join("asyncio", name) for name in ("events.py", "base_events.py", "runners.py"))
+_LOOP_NAMES = ("_run", "_run_once", "run", "run_forever", "run_until_complete")
 _NAMELESS = ("<lambda>", "<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>")
 _BOUNDARY: dict[int, str] = {}
 _MAX_KNOWN = 20_000  # code objects; a service that makes code at run time must not make us grow
@@ -63,7 +64,7 @@ class AppFrames:
     def _look_at(self, code: CodeType) -> tuple[CodeType, dict[int, str] | None]:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        if code.co_filename.endswith(_LOOP_FILES):
+        if code.co_name in _LOOP_NAMES and code.co_filename.endswith(_LOOP_FILES):
             texts: dict[int, str] | None = _BOUNDARY
         else:
             path = self._path(code)

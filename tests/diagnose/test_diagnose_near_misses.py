@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from tests.diagnose.builders import RunMaker, TraceMaker, make_run
 
 from paceline.diagnose import diagnose
 from paceline.diagnose.siblings import cheaper_sibling
 from paceline.model.change import Parallelise
+from paceline.model.span import USES, Span
 from paceline.trace.data import RunData
 
 
@@ -98,11 +100,7 @@ def repeat_served_from_the_cache(trace: TraceMaker) -> None:
     trace.answer(trace.llm("write", 1.0, uses=[first]))
 
 
-def _using(trace: TraceMaker, used: str) -> object:
-    import msgspec
-
-    from paceline.model.span import USES
-
+def _using(trace: TraceMaker, used: str) -> Span:
     last = trace.spans[-1]
     return msgspec.structs.replace(last, attributes=last.attributes | {USES: [used]})
 

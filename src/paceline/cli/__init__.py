@@ -37,7 +37,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
             module = importlib.import_module(f"paceline.cli.{name}")
             sub.description = module.__doc__
             module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            sub.set_defaults(execute=module.run)
     return parser
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     verb = next((a for a in arguments if a in VERBS), None)
     args = _parser(verb).parse_args(arguments)
     try:
-        code: int = args.run(args)
+        code: int = args.execute(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("paceline: interrupted; what was recorded is kept", file=sys.stderr)

@@ -36,4 +36,5 @@ def render(content: Content) -> str:
     )  # fmt: skip
     environment.globals.update(figure=units.figure, describe=describe)
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(c=content, css=css)
+    errors = {e.name: e for e in content.tuning.projection_error.phases} if content.tuning else {}
+    return environment.get_template("page.html.j2").render(c=content, css=css, errors=errors)

@@ -22,7 +22,9 @@ async def write_title(text: str) -> str:
     """A few words."""
     system = "Give this meeting a title of at most four words. Answer with the title only."
     reply = await model.chat.completions.create(
-        model="gpt-4o", messages=[{"role": "system", "content": system}, {"role": "user", "content": text}]
+        model="gpt-4o",
+        max_tokens=12,
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": text}],
     )
     return reply.choices[0].message.content or ""
 

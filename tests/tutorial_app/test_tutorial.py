@@ -1,0 +1,63 @@
+"""docs/tutorial.md runs as it stands: its application is notes.py, and its commands work one after the other."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PAGE = (HERE.parents[1] / "docs" / "tutorial.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports nobody uses, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_the_application_shown_is_the_one_that_runs() -> None:
+    """The page holds notes.py to the letter."""
+    assert blocks("python") == [(HERE / "notes.py").read_text()]
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_order(tmp_path: Path) -> None:
+    """Record, load, diagnose, report, init, tune twice; hurried where the page need not be."""
+    for name in ("notes.py", "requests.jsonl"):
+        shutil.copy(HERE / name, tmp_path)
+    script = "\n".join(blocks("bash"))
+    for port, free in zip(("8000", "8900"), free_ports(2), strict=True):
+        script = script.replace(port, free)
+    script = script.replace("--speed 10", "--speed 50").replace("sim --port", "sim --speed 50 --port")
+    bin_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={"PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    assert (run / "report.html").exists()
+    tunes = sorted((tmp_path / ".paceline" / "tunes").iterdir())
+    assert len(tunes) == 2
+    assert [(t / "projections.json").exists() for t in tunes] == [False, True]
+    assert "small-model" in done.stdout

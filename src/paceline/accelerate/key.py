@@ -26,13 +26,17 @@ def tenant_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return hashlib.sha256(b"\n".join(sorted(secrets))).digest()
 
 
-def call_key(tenant: bytes, target: str, call: dict[str, Any], *, mode: str) -> bytes:
-    """32 bytes that equal calls share. `call` is the decoded body; `mode` EXACT or TEXT (see `plain`)."""
+def call_key(tenant: bytes, target: str, call: dict[str, Any], canon: bytes, *, mode: str) -> bytes:
+    """32 bytes that equal calls share.
+
+    `call` is the decoded body, `canon` its `wire.openai.canonical` form; `mode` EXACT or TEXT (see `plain`).
+    """
     if mode == TEXT:
-        call = {name: _plain_texts(value) if name in _TEXT_FIELDS else value for name, value in call.items()}
+        texts = {name: _plain_texts(value) for name, value in call.items() if name in _TEXT_FIELDS}
+        canon = canonical({**call, **texts})
     delivery = b"stream" if call.get("stream") is True else b"plain"
     # Each part before the body has a fixed length or cannot hold a line feed, so no two lists of parts look alike.
-    return hashlib.sha256(b"\n".join((tenant, target.encode(), delivery, canonical(call)))).digest()
+    return hashlib.sha256(b"\n".join((tenant, target.encode(), delivery, canon))).digest()
 
 
 def plain(text: str) -> str:

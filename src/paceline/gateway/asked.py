@@ -16,7 +16,7 @@ from paceline.model.span import (
     STREAM,
     AttributeValue,
 )
-from paceline.wire.openai import CallInfo, decode_object, describe_call
+from paceline.wire.openai import LLM, CallInfo, canonical, decode_object, describe_call
 
 _MEMO_BYTES = 32 * 1024 * 1024
 _ENTRY_BYTES = 2000
@@ -30,6 +30,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     tenant: bytes
     key: bytes | None  # None: the policy shares no answers, or the body is not a JSON object
     attributes: dict[str, AttributeValue]  # what its span says whatever comes of it
+    name: str  # of its span
+    fingerprint: str | None = None
 
 
 class AskedReader:
@@ -61,15 +63,23 @@ class AskedReader:
             body = with_model(body, model)
         call = decode_object(body)
         if call is None:
-            return Asked(info=CallInfo(kind=kind), body=body, tenant=tenant, key=None, attributes={})
-        info = describe_call(kind, call)
+            info = CallInfo(kind=kind)
+            return Asked(info=info, body=body, tenant=tenant, key=None, attributes={}, name=f"{_verb(kind)} unknown")
+        canon = canonical(call)
+        info = describe_call(kind, call, canon)
         return Asked(
             info=msgspec.structs.replace(info, texts=[], system_text=""),  # long, and not needed to pass a call on
             body=body,
             tenant=tenant,
-            key=call_key(tenant, target, call, mode=self._policy.cache.key) if self._policy.shares else None,
+            key=call_key(tenant, target, call, canon, mode=self._policy.cache.key) if self._policy.shares else None,
             attributes=_attributes(info),
+            name=f"{_verb(kind)} {info.model or 'unknown'}",
+            fingerprint=f"prompt:{info.template_hash}",
         )
+
+
+def _verb(kind: str) -> str:
+    return "chat" if kind == LLM else kind
 
 
 def _attributes(info: CallInfo) -> dict[str, AttributeValue]:

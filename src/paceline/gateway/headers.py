@@ -19,7 +19,9 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-_REWRITTEN = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_FRAMING = _HOP_BY_HOP | {b"content-length"}
+_REWRITTEN = _FRAMING | {b"host", b"expect"}
+_REWRITTEN_READABLE = _REWRITTEN | {b"accept-encoding"}
 _OWN_PREFIX = b"x-paceline-"
 # Of a stored answer: what describes the body. Limits, dates, cookies and request ids belong to the call that made it.
 _KEPT = frozenset({b"content-type", b"content-language", b"openai-model", b"openai-version"})
@@ -31,19 +33,19 @@ def to_upstream(headers: Headers, *, readable: bool) -> list[tuple[bytes, bytes]
 
     `readable`: ask for an answer that is not compressed, so that its usage can be read as it passes.
     """
-    dropped = _REWRITTEN | _named_by_connection(headers)
+    dropped = _with_named(_REWRITTEN_READABLE if readable else _REWRITTEN, headers)
+    kept = [header for header in headers if header[0] not in dropped and not header[0].startswith(_OWN_PREFIX)]
     if readable:
-        dropped |= {b"accept-encoding"}
-    kept = [(n, v) for n, v in headers if n not in dropped and not n.startswith(_OWN_PREFIX)]
-    return [*kept, (b"accept-encoding", b"identity")] if readable else kept
+        kept.append((b"accept-encoding", b"identity"))
+    return kept
 
 
 def to_client(headers: Headers, outcome: bytes, *, length: bool) -> list[tuple[bytes, bytes]]:
     """Headers for the caller, with the cache's outcome; `length`: the content-length still holds."""
-    dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    if not length:
-        dropped |= {b"content-length"}
-    return [*((n, v) for n, v in headers if n not in dropped), (b"x-paceline-cache", outcome)]
+    dropped = _with_named(_HOP_BY_HOP if length else _FRAMING, headers)
+    kept = [header for header in headers if header[0] not in dropped]
+    kept.append((b"x-paceline-cache", outcome))
+    return kept
 
 
 def to_store(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -65,5 +67,9 @@ def parent_of(traceparent: bytes | None) -> tuple[str, str] | None:
     return (trace_id, span_id) if trace_id.strip("0") and span_id.strip("0") else None
 
 
-def _named_by_connection(headers: Headers) -> set[bytes]:
-    return {part.strip().lower() for name, value in headers if name == b"connection" for part in value.split(b",")}
+def _with_named(dropped: frozenset[bytes], headers: Headers) -> frozenset[bytes]:
+    """The set, and what the connection header names besides."""
+    for name, value in headers:
+        if name == b"connection":
+            dropped |= {part.strip().lower() for part in value.split(b",")}
+    return dropped

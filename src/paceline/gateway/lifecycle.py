@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 from collections.abc import Callable
@@ -45,6 +46,7 @@ async def run_gateway(options: GatewayOptions, ready: Callable[[Server], None]) 
     gateway = Gateway(client, options.policy, sink=sink, clock=clock, speed=speed)
     server = await serve(gateway.handle, options.host, options.port)
     sink.start()
+    _quiet_collector()
     try:
         return await _until_told(lambda: ready(server))
     finally:
@@ -73,6 +75,13 @@ def _recording(run: Path | None) -> tuple[RunClock, float, SpanSink]:
 
     folder = open_run(run)
     return folder.clock, folder.info.speed, SpanSink(folder.spool("spans", "gateway"))
+
+
+def _quiet_collector() -> None:
+    """Collect garbage seldom: calls leave no cycles behind, and looking for them took a tenth of the CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 async def _until_told(ready: Callable[[], None]) -> int:

@@ -186,13 +186,11 @@ class CallRecord:
             error = str(self.status)
         model = asked.info.model if asked is not None else None
         trace_id, parent_id = self._parent or (f"{_random.getrandbits(128):032x}", None)
-        name = f"{'chat' if self.kind == LLM else self.kind} {model or 'unknown'}"
-        template = asked.info.template_hash if asked is not None else None
         return Span(
             trace_id=trace_id,
             span_id=f"{_random.getrandbits(64) | 1:016x}",
             parent_id=parent_id,
-            name=name if asked is not None else f"{self.method} {self._path}",
+            name=asked.name if asked is not None else f"{self.method} {self._path}",
             kind=self.kind if asked is not None else HTTP_CLIENT,
             service=_SERVICE,
             start_ns=self._start_ns,
@@ -202,7 +200,7 @@ class CallRecord:
             status="error" if error else "ok",
             error=error,
             code=self.step,
-            fingerprint=f"prompt:{template}" if template else None,
+            fingerprint=asked.fingerprint if asked is not None else None,
             model=model,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,

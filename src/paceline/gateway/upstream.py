@@ -63,11 +63,18 @@ class Answer:
         return int(length) <= _WHOLE_BYTES if length is not None else self._record.asked is not None
 
     async def whole(self) -> bytes:
-        """The whole body; UpstreamError when it breaks off."""
+        """The whole body; UpstreamError when it breaks off or is larger than the client's limit."""
+        if self._body is not None:
+            self._end(None)
+            return self._body
         try:
-            return b"".join([piece async for piece in self])
-        finally:
-            await self.aclose()
+            body = await self._reply.read()
+        except BaseException as error:
+            self._end(error_name(error))
+            raise
+        self._record.saw(body)
+        self._end(None)
+        return body
 
     async def aclose(self) -> None:
         """Give up what has not arrived."""

@@ -104,6 +104,11 @@ class ClientReply:
 
     async def read(self) -> bytes:
         """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
+        if self.done and self._error is None and self._bytes <= self._client.limits.body_bytes:  # the usual case
+            self._bytes = 0
+            body = b"".join(self._chunks)
+            self._chunks.clear()
+            return body
         parts, size = [], 0
         try:
             async for data in self:
@@ -207,7 +212,8 @@ class HttpClient:
         self._tls = (tls or _tls_context()) if secure else None
         self._idle: deque[tuple[float, Connection]] = deque()  # since when; the newest right
         self._busy: set[Connection] = set()
-        self._slots = asyncio.Semaphore(self.limits.connections)
+        self._free = self.limits.connections
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def busy(self) -> int:
@@ -248,7 +254,7 @@ class HttpClient:
     def give_back(self, connection: Connection, *, reusable: bool) -> None:
         """Take a connection back after its exchange; called by the reply."""
         self._busy.discard(connection)
-        self._slots.release()
+        self._release()
         now_s = asyncio.get_running_loop().time()
         if reusable:
             self._idle.append((now_s, connection))
@@ -267,16 +273,38 @@ class HttpClient:
 
     async def _take(self, *, fresh: bool) -> tuple[Connection, bool]:
         """A connection to use, and whether it was used before; `give_back` ends the use."""
-        await self._slots.acquire()
+        await self._acquire()
         try:
             connection = None if fresh else self._kept()
             kept = connection is not None
             connection = connection or await self._open()
         except BaseException:
-            self._slots.release()
+            self._release()
             raise
         self._busy.add(connection)
         return connection, kept
+
+    async def _acquire(self) -> None:
+        """Wait for the right to use a connection, in order. A semaphore, without its cost when nobody waits."""
+        if self._free > 0 and not self._waiting:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        self._free += 1
+        while self._waiting and self._free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)
 
     def _kept(self) -> Connection | None:
         """The most recently used connection that is still open, if any."""

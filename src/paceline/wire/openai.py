@@ -3,6 +3,7 @@
 Everything here reads a copy of what passes through; shapes it does not know give empty answers, never errors.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ class ReplyInfo(msgspec.Struct, frozen=True, kw_only=True):
     refused: bool = False  # declined by the model or a content filter
 
 
+@functools.lru_cache(maxsize=256)
 def kind_of(path: str) -> str | None:
     """LLM, EMBEDDING, or None for other paths; any prefix (`/v1`, `/openai/deployments/x`) will do."""
     return next((kind for end, kind in _KINDS.items() if path.endswith(end)), None)
@@ -75,7 +77,7 @@ def read_call(path: str, body: bytes) -> CallInfo:
     """What a POST to `path` (without query) asks."""
     kind = kind_of(path)
     call = decode_object(body) if kind else None
-    return CallInfo() if kind is None or call is None else describe_call(kind, call)
+    return CallInfo() if kind is None or call is None else describe_call(kind, call, canonical(call))
 
 
 def decode_object(body: bytes) -> dict[str, Any] | None:
@@ -87,8 +89,8 @@ def decode_object(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def describe_call(kind: str, call: dict[str, Any]) -> CallInfo:
-    """What a decoded call of this kind asks."""
+def describe_call(kind: str, call: dict[str, Any], canon: bytes) -> CallInfo:
+    """What a decoded call of this kind asks; `canon` is its `canonical` form."""
     model = call.get("model")
     turns = list(turns_of(kind, call))
     last_answer = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
@@ -105,7 +107,7 @@ def describe_call(kind: str, call: dict[str, Any]) -> CallInfo:
         system_tokens=tokens["system"],
         history_tokens=tokens["history"],
         user_tokens=tokens["user"],
-        prompt_hash=hashlib.sha256(canonical(call)).hexdigest()[:32],
+        prompt_hash=hashlib.sha256(canon).hexdigest()[:32],
         template_hash=_template_hash(kind, turns),
         texts=[text for _, text in turns],
         system_text="\n".join(text for role, text in turns if role in _SYSTEM_ROLES),

@@ -171,7 +171,7 @@ class CallRecord:
         if self._reader is not None:
             self.info = self._reader.result()
         elif self._parts is not None and sum(map(len, self._parts)) <= _READ_BYTES:
-            self.info = read_reply(b"".join(self._parts))
+            self.info = read_reply(b"".join(self._parts), text=False)
         self._sink.append(self._span(self._clock.now_ns(), error))
 
     def _span(self, end_ns: int, error: str | None) -> Span:

@@ -119,14 +119,15 @@ def canonical(call: dict[str, Any]) -> bytes:
     return _encode_sorted({name: value for name, value in call.items() if name not in HYGIENE_FIELDS})
 
 
-def read_reply(body: bytes) -> ReplyInfo:
-    """What a plain (not streamed) answer of status 200 says."""
+def read_reply(body: bytes, *, text: bool = True) -> ReplyInfo:
+    """What a plain (not streamed) answer of status 200 says; without `text`, its text only where usage is missing."""
     reply = decode_object(body)
     if reply is None:
         return ReplyInfo()
+    usage = _usage(reply.get("usage"))
     return ReplyInfo(
-        usage=_usage(reply.get("usage")),
-        text="".join(_output_texts(reply)),
+        usage=usage,
+        text="".join(_output_texts(reply)) if text or usage is None else "",
         complete=not reply.get("error") and reply.get("status") in (None, "completed"),
         refused=_refused(reply),
     )

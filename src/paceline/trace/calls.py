@@ -142,7 +142,8 @@ class _Single:
         tries = [s for s in self.spans if s.kind == HTTP_CLIENT] or self.gateways or [span]
         self.attempts = sorted(Attempt(s.start_ns, s.end_ns, _status(s)) for s in tries)
         self.ok = span.status == "ok"
-        self.model = span.model or next((s.model for s in self.spans if s.model), None)
+        # A routed call ran on the model the gateway chose, whatever the application asked for.
+        self.model = next((s.model for s in (*reversed(self.gateways), *self.spans) if s.model), None)
         found = _attribute(self.spans, PROMPT_HASH)
         self.prompt_hash = str(found) if found else None
 

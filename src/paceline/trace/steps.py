@@ -15,6 +15,7 @@ import msgspec
 
 from paceline.model.span import CACHE, CALLERS, DB, EMBEDDING, HTTP_CLIENT, LLM, PROMPT_HASH, QUEUE, TOOL, Span
 from paceline.trace.callers import function_of, wrappers_in
+from paceline.trace.calls import GATEWAY
 
 _CALL_KINDS = frozenset((LLM, EMBEDDING, DB, CACHE, TOOL, QUEUE, HTTP_CLIENT))
 _PARENT_HOPS = 4  # from the gateway's span up to the SDK's
@@ -55,7 +56,7 @@ def resolve_steps(spans: Iterable[Span]) -> list[Span]:
     traces: defaultdict[str, dict[str, _Seen]] = defaultdict(dict)
     counts: defaultdict[_Seen, int] = defaultdict(int)
     for span in spans:
-        if span.code is None or span.kind not in _CALL_KINDS:
+        if span.code is None or span.kind not in _CALL_KINDS or span.service == GATEWAY:
             continue
         callers = span.attributes.get(CALLERS)
         chain = chains[span.span_id] = tuple(callers) if isinstance(callers, list) and callers else (span.code,)
@@ -85,7 +86,7 @@ def _chain_of(seen: _Seen) -> Chain:
 
 def _prompts(spans: list[Span]) -> dict[str, _Prompt]:
     """What only the gateway knows of a prompt, by the ids of the application's spans above the gateway's."""
-    known = [s for s in spans if s.code is None and s.kind in (LLM, EMBEDDING) and s.parent_id]
+    known = [s for s in spans if s.service == GATEWAY and s.kind in (LLM, EMBEDDING) and s.parent_id]
     if not known:
         return {}
     by_id = {s.span_id: s for s in spans}

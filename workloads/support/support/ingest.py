@@ -8,7 +8,7 @@ from support.settings import Settings, from_env
 
 COLLECTION = "handbook"
 BATCH = 100  # sections in one call
-CHARACTERS = 6_000  # of a section that are embedded: the longest ones pass the model's input limit
+OPENING = 300  # characters embedded: a section's name and its first sentences say what it is about
 
 
 def ingest(settings: Settings) -> int:
@@ -22,7 +22,7 @@ def ingest(settings: Settings) -> int:
     client = new_client().with_options(max_retries=8)
     for start in range(0, len(missing), BATCH):
         ids, batch = zip(*missing[start : start + BATCH], strict=True)
-        texts = [section.passage[:CHARACTERS] for section in batch]
+        texts = [section.passage[:OPENING] for section in batch]
         reply = client.embeddings.create(model=settings.embedding_model, input=texts)
         collection.add(
             ids=list(ids),

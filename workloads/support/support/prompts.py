@@ -9,7 +9,7 @@ from support.settings import Settings
 POLICIES = (Path(__file__).parent / "policies.md").read_text(encoding="utf-8")
 
 SHORT_RULES = """You are the support assistant of the agency and answer employees from its handbook.
-Answer in at most four plain sentences, the part that answers the question first, with amounts, dates and names copied
+Answer in at most three plain sentences, the part that answers the question first, with amounts, dates and names copied
 exactly. Rely on the handbook passages only; if they do not answer the question, say so and name the operations team.
 Never ask for or repeat personal data. A security incident is reported within one hour: say so first."""
 
@@ -43,7 +43,7 @@ _VALIDATE = (
 
 
 # Longest reply of each step in tokens, when `limit_replies` is set.
-INTENT_TOKENS, TONE_TOKENS, ANSWER_TOKENS, VERDICT_TOKENS = 8, 40, 160, 8
+INTENT_TOKENS, TONE_TOKENS, ANSWER_TOKENS, VERDICT_TOKENS = 8, 40, 120, 16
 
 Call = dict[str, Any]  # arguments of chat.completions.create
 

@@ -24,6 +24,7 @@ POLICIES = [
 
 async def check_next_call(b: Bench) -> None:
     """The gateway has let everything go and works."""
+    b.gateway.upstream.client.timeouts = Timeouts()
     await b.settled()
     assert (await b.say("next"))[0] == 200
     await b.settled()
@@ -52,7 +53,7 @@ def test_a_broken_plain_answer_is_a_clear_error(policy: Policy, script: list[Ste
     """502 or 504, worded as the provider would, whatever broke and wherever."""
 
     async def main() -> None:
-        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK) as b:
+        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK if STALL in script else None) as b:
             answered, _, body = await b.say()
             assert answered == status
             assert msgspec.json.decode(body)["error"]["message"].startswith("the model server failed: http://127.0.0.1")
@@ -79,7 +80,7 @@ def test_a_broken_stream_is_cut_not_ended(policy: Policy, ending: list[Step]) ->
 
     async def main() -> None:
         script = [STREAM_HEAD, chunk(EVENTS[0]), *ending]
-        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK) as b:
+        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK if STALL in script else None) as b:
             reply = await b.ask(stream=True)
             assert await reply.__anext__() == EVENTS[0]
             with pytest.raises(UpstreamBroken):

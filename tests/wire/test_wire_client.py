@@ -161,6 +161,7 @@ def test_silence_is_a_timeout(script: list[Step], phase: str) -> None:
             with pytest.raises(UpstreamTimeout) as caught:
                 await fetch(client)
             assert caught.value.phase == phase
+            client.timeouts = Timeouts()
             assert await fetch(client) == (200, b"fine")
             await until(lambda: server.open == 1)
 
@@ -175,10 +176,11 @@ def test_a_slow_drip_is_no_timeout() -> None:
         gates = [asyncio.Event() for _ in range(5)]
         for gate in gates:
             drips.extend([gate, chunk(b"x")])
-        async with scripted(*drips, STREAM_END) as server, client_of(server.url, QUICK) as client:
+        patient = Timeouts(first_byte_s=0.2, silence_s=0.2)
+        async with scripted(*drips, STREAM_END) as server, client_of(server.url, patient) as client:
             reply = await client.request("POST", "/x")
             for gate in gates:
-                await asyncio.sleep(0.015)
+                await asyncio.sleep(0.045)
                 gate.set()
             return await reply.read()
 

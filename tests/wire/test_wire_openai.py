@@ -85,7 +85,11 @@ def test_unreadable_calls_are_no_error(body: bytes) -> None:
 def test_hygiene_fields_do_not_change_the_hash() -> None:
     """Who calls and how it is delivered does not matter; anything that can change the answer does."""
     base: dict[str, Any] = {"model": "m", "messages": [message("user", "hi")]}
-    same: list[dict[str, Any]] = [{"user": "bob"}, {"metadata": {"a": "b"}}, {"stream": True, "stream_options": {"include_usage": True}}]
+    same: list[dict[str, Any]] = [
+        {"user": "bob"},
+        {"metadata": {"a": "b"}},
+        {"stream": True, "stream_options": {"include_usage": True}},
+    ]
     other: list[dict[str, Any]] = [{"temperature": 0.1}, {"seed": 1}, {"model": "n"}, {"tools": []}, {"unheard_of": 1}]
     assert {call(**base, **extra).prompt_hash for extra in same} == {call(**base).prompt_hash}
     assert len({call(**{**base, **extra}).prompt_hash for extra in other} | {call(**base).prompt_hash}) == 6

@@ -77,7 +77,7 @@ def test_a_hidden_failure_names_exception_share_line_and_what_followed() -> None
 def test_sequential_calls_saves_the_sum_minus_the_longest_chain() -> None:
     """Retrieval (0.66 s) fits beside the intent (0.7 s)."""
     finding = only(desk_run("sequential_calls"), "sequential_calls")
-    assert finding.change == Parallelise(steps=["classify_intent", "embed_query", "search"])
+    assert finding.change == Parallelise(steps=["classify_intent", "embed_query > search"])
     assert finding.saving.latency_s == pytest.approx(0.66)
     assert finding.evidence.facts["chains"] == "classify_intent | embed_query > search"
     assert finding.confidence < 0.9  # a label may decide what follows
@@ -113,7 +113,7 @@ def test_an_oversized_prompt_says_what_fills_it_and_what_trimming_spares() -> No
     """3,000 tokens of instructions for an answer of 180."""
     (finding,) = [f for f in diagnose(desk_run("oversized_prompt")) if f.where.step == "write_answer"]
     assert isinstance(finding.change, Trim)
-    assert finding.change.input_ratio.value == pytest.approx(1 - 2500 / 4500)
+    assert finding.change.input_ratio.value == pytest.approx(1 - 2500 / 4500, abs=1e-3)
     assert finding.evidence.facts["system_tokens"] == 3000
     assert finding.saving.cost_per_1000_usd == pytest.approx(2500 * 2.5e-6 * 1000)
 

@@ -207,7 +207,7 @@ def long_chains(trace: TraceMaker) -> None:
 def test_a_chain_beside_a_chain_saves_the_shorter_one() -> None:
     """Retrieval (1.1 s) beside intent -> tone (1.2 s)."""
     (finding,) = diagnose(make_run(long_chains).data())
-    assert finding.change == Parallelise(steps=["classify_intent", "embed_query", "search", "tone_guidelines"])
+    assert finding.change == Parallelise(steps=["classify_intent > tone_guidelines", "embed_query > search"])
     assert finding.saving.latency_s == pytest.approx(1.1)
     assert finding.evidence.facts["chains"] == "classify_intent > tone_guidelines | embed_query > search"
 

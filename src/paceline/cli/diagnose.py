@@ -126,10 +126,13 @@ def _lines(number: int, finding: "Finding", width: int) -> list[str]:
 
 
 def _facts(finding: "Finding") -> list[str]:
-    """Facts as words: `wait s per refused call 4.05`."""
+    """Facts as words: `refused call ratio 10 %`."""
+    from paceline.report.units import figure
+
     shown = []
     for name, value in finding.evidence.facts.items():
-        text = value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        large = isinstance(value, int | float) and abs(value) >= 1000
+        text = f"{value:,.0f}" if large else figure(name, round(value, 2) if isinstance(value, float) else value)
         shown.append(f"{name.replace('_', ' ')} {text}")
     return shown
 

@@ -13,6 +13,7 @@ from paceline.diagnose.rules.thread_memory_spike import thread_memory_spike
 from paceline.diagnose.view import View, view_of
 from paceline.model.finding import Finding
 from paceline.trace.data import RunData
+from paceline.trace.tree import paused_collector
 
 Rule = Callable[[View], list[Finding]]
 
@@ -36,10 +37,11 @@ def diagnose(run: RunData) -> list[Finding]:
     response time, of the cost and of the peak memory, added up. Savings are each for that fix alone and overlap, so
     they don't add up; `project` says what several are worth together. A healthy run gives an empty list.
     """
-    view = view_of(run)
-    if not view.traces:
-        return []
-    found = [finding for rule in RULES.values() for finding in rule(view)]
+    with paused_collector():
+        view = view_of(run)
+        if not view.traces:
+            return []
+        found = [finding for rule in RULES.values() for finding in rule(view)]
     return sorted(found, key=lambda f: _rank(f, view))
 
 

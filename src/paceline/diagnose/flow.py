@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from paceline.diagnose.view import Seen, mean
-from paceline.model.span import CACHE, EMBEDDING, USED_IN_RESPONSE
+from paceline.model.span import CACHE, EMBEDDING
 from paceline.trace.calls import STORE_KINDS
 
 LEAST_SHARE = 0.05  # of the requests in which both occur; fewer sightings of a use are chance likeness of words
@@ -71,7 +71,7 @@ class _Sightings:
     def see(self, calls: list[Seen]) -> None:
         """Take in the calls of one request, in order of start."""
         step_of = {s.call.span_id: s.call.step for s in calls}
-        shown = _shown(calls)
+        shown = calls[0].trace.shown if calls else frozenset()
         pairs: set[tuple[str, str]] = set()
         ends: dict[str, int] = {}  # steps so far, with the end of their last call
         orders: set[tuple[str, str]] = set()
@@ -121,16 +121,7 @@ def flow_of(requests: list[list[Seen]]) -> Flow:
 
 def outermost(calls: list[Seen]) -> list[Seen]:
     """Calls on the response path that are not part of another call."""
-    inside = {span_id for s in calls for span_id in s.call.span_ids}
-    return [s for s in calls if not s.call.deferred and s.call.parent_id not in inside]
-
-
-def _shown(calls: list[Seen]) -> set[str]:
-    root = calls[0].trace.root if calls else None
-    used = root.attributes.get(USED_IN_RESPONSE) if root is not None else None
-    if not isinstance(used, list):
-        return set()
-    return {s.call.span_id for s in calls if set(used) & set(s.call.span_ids)}
+    return [s for s in calls if not s.call.deferred and s.call.parent_id not in s.trace.owner]
 
 
 def _assume(steps: dict[str, Step], order: list[str], answer: str) -> None:

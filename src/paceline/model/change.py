@@ -16,7 +16,10 @@ class _Tagged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Parallelise(_Tagged, frozen=True, kw_only=True, tag="parallelise", forbid_unknown_fields=True):
-    """These steps start together instead of one after the other; what follows waits for all."""
+    """These steps start together instead of one after the other; what follows waits for all.
+
+    "a > b" is a chain that stays in order beside the others; a single step means its own calls of one request.
+    """
 
     steps: list[str]
 

@@ -97,7 +97,7 @@ def retriable(status: int) -> bool:
 
 
 def build_calls(tops: list[Span], children: Children, *, window_end_ns: int | None = None) -> list[Call]:
-    """The calls of one trace in order of start.
+    """The calls of one trace in order of start, `uses` as recorded (see `named_uses`).
 
     Args:
         tops: Spans without a parent in the trace.
@@ -108,44 +108,87 @@ def build_calls(tops: list[Span], children: Children, *, window_end_ns: int | No
     stack: list[tuple[Span, bool]] = [(span, False) for span in tops]
     while stack:
         span, in_store = stack.pop()
-        below = children.get(span.span_id, ())
         kind = span.kind
         if kind in PROVIDER_KINDS:
-            singles.append(_Single(span, kind, _subtree(span, children)))
-            stack += [(c, False) for c in _subtree(span, children) if c.kind in STORE_KINDS]
-        elif kind == HTTP_CLIENT:
+            merged = _subtree(span, children)
+            singles.append(_Single(span, kind, merged))
+            stack += [(s, False) for s in merged if s.kind in STORE_KINDS]
+            continue
+        if kind == HTTP_CLIENT:
             merged = _subtree(span, children)
             provider = next((s for s in merged if s.kind in PROVIDER_KINDS), None)
             if provider is not None:
                 singles.append(_Single(span, provider.kind, merged))
             elif not in_store:
                 singles.append(_Single(span, kind, merged))
-        else:
-            if kind in STORE_KINDS:
-                singles.append(_Single(span, kind, [span]))
-            stack += [(c, in_store or kind in STORE_KINDS) for c in below]
+            continue
+        if kind in STORE_KINDS:
+            singles.append(_Single(span, kind, [span]))
+            in_store = True
+        for below in children.get(span.span_id, ()):
+            stack.append((below, in_store))
     singles.sort(key=lambda s: (s.span.start_ns, s.span.span_id))
     groups = _join_retries(singles) if len(singles) > 1 else [[s] for s in singles]
-    return _with_uses([_call(group, window_end_ns) for group in groups])
+    return [_call(group, window_end_ns) for group in groups]
 
 
 class _Single:
     """One call as the application made it once: SDK retries inside, home-made retries not yet joined."""
 
-    __slots__ = ("attempts", "gateways", "kind", "model", "ok", "prompt_hash", "span", "spans")
+    __slots__ = (
+        "attempts",
+        "code",
+        "gateways",
+        "kind",
+        "model",
+        "ok",
+        "prompt_hash",
+        "span",
+        "spans",
+        "ttft_s",
+        "uses",
+    )
 
     def __init__(self, span: Span, kind: str, spans: list[Span]) -> None:
         self.span = span
         self.kind = kind
-        self.spans = spans if len(spans) == 1 else [s for s in spans if s is span or s.kind not in STORE_KINDS]
-        self.gateways = [s for s in self.spans if s.service == GATEWAY and s.kind in PROVIDER_KINDS]
-        tries = [s for s in self.spans if s.kind == HTTP_CLIENT] or self.gateways or [span]
-        self.attempts = sorted(Attempt(s.start_ns, s.end_ns, _status(s)) for s in tries)
         self.ok = span.status == "ok"
-        # A routed call ran on the model the gateway chose, whatever the application asked for.
-        self.model = next((s.model for s in (*reversed(self.gateways), *self.spans) if s.model), None)
-        found = _attribute(self.spans, PROMPT_HASH)
-        self.prompt_hash = str(found) if found else None
+        self.code = span.code
+        self.model = span.model
+        self.prompt_hash: str | None = None
+        self.ttft_s: float | None = None
+        self.uses: list[str] = []
+        self.spans: list[Span] = []
+        self.gateways: list[Span] = []
+        tries: list[Span] = []
+        for each in spans:
+            if each.kind in STORE_KINDS and each is not span:
+                continue
+            self.spans.append(each)
+            self.code = self.code or each.code
+            self.model = self.model or each.model
+            if each.kind == HTTP_CLIENT:
+                tries.append(each)
+            elif each.service == GATEWAY and each.kind in PROVIDER_KINDS:
+                self.gateways.append(each)
+            if each.attributes:
+                self._note(each.attributes)
+        tries = tries or self.gateways or [span]
+        self.attempts = [Attempt(s.start_ns, s.start_ns + s.duration_ns, _status(s)) for s in tries]
+        if len(tries) > 1:
+            self.attempts.sort()
+
+    def _note(self, attributes: dict[str, AttributeValue]) -> None:
+        """Keep what the innermost span says."""
+        prompt_hash = attributes.get(PROMPT_HASH)
+        if prompt_hash is not None:
+            self.prompt_hash = str(prompt_hash)
+        ttft_s = attributes.get(TTFT_S)
+        if isinstance(ttft_s, int | float):
+            self.ttft_s = float(ttft_s)
+        uses = attributes.get(USES)
+        if isinstance(uses, list):
+            self.uses += uses
 
     def retried_by(self, later: "_Single") -> bool:
         """True when `later` is the next attempt of a retry loop around this one."""
@@ -177,19 +220,21 @@ def _join_retries(singles: list[_Single]) -> list[list[_Single]]:
 def _call(group: list[_Single], window_end_ns: int | None) -> Call:
     first, last = group[0], group[-1]
     span = last.span
-    attempts = first.attempts if len(group) == 1 else [a for single in group for a in single.attempts]
-    spans = first.spans if len(group) == 1 else [s for single in group for s in single.spans]
-    end_ns = span.end_ns
+    attempts, spans, uses = first.attempts, first.spans, first.uses
+    if len(group) > 1:
+        attempts = [a for single in group for a in single.attempts]
+        spans = [s for single in group for s in single.spans]
+        uses = [u for single in group for u in single.uses]
+    end_ns = span.start_ns + span.duration_ns
     gateway = last.gateways[-1] if last.gateways else None
+    served = gateway or span
     if gateway is not None and gateway.end_ns > end_ns and gateway.attributes.get(STREAM):
         end_ns = gateway.end_ns  # the SDK's span may end when the stream begins
-    queue_s = (gateway.wait_ns if gateway is not None else span.wait_ns) / 1e9
-    served = gateway or span
+    queue_s = served.wait_ns / 1e9
     final = attempts[-1]
-    code = span.code or next((s.code for s in spans if s.code), None)
-    fingerprint = span.fingerprint or (gateway.fingerprint if gateway is not None else None)
-    ttft = _attribute(last.spans, TTFT_S)
+    fingerprint = span.fingerprint or served.fingerprint
     upstream_ns = gateway.duration_ns if gateway is not None else final.end_ns - final.start_ns
+    code = last.code or first.code
     return Call(
         step=code.rsplit(" ", 1)[-1] if code else _nameless(last.kind, last.model, fingerprint, span.name),
         code=code,
@@ -203,17 +248,17 @@ def _call(group: list[_Single], window_end_ns: int | None) -> Call:
         wait_s=(final.start_ns - attempts[0].start_ns) / 1e9 + queue_s,
         attempts=attempts,
         ok=last.ok,
-        error=None if last.ok else span.error or (gateway.error if gateway is not None else None),
+        error=None if last.ok else span.error or served.error,
         deferred=window_end_ns is not None and end_ns > window_end_ns,
-        input_tokens=_first(served.input_tokens, span.input_tokens),
-        output_tokens=_first(served.output_tokens, span.output_tokens),
-        cached_tokens=_first(served.cached_tokens, span.cached_tokens),
+        input_tokens=span.input_tokens if served.input_tokens is None else served.input_tokens,
+        output_tokens=span.output_tokens if served.output_tokens is None else served.output_tokens,
+        cached_tokens=span.cached_tokens if served.cached_tokens is None else served.cached_tokens,
         cost_usd=_cost(group),
         prompt_hash=last.prompt_hash or first.prompt_hash,
         fingerprint=fingerprint,
-        uses=sorted({str(u) for s in spans for u in _strings(s.attributes.get(USES))}),
-        ttft_s=float(ttft) if isinstance(ttft, int | float) else None,
-        cache=next((s.cache for s in (served, span) if s.cache), None),
+        uses=sorted(set(uses)) if uses else uses,
+        ttft_s=last.ttft_s,
+        cache=served.cache or span.cache,
         spans=spans,
     )
 
@@ -244,15 +289,20 @@ def _priced(span: Span, model: str | None) -> float | None:
     return price.cost_usd(span.input_tokens, span.output_tokens or 0, span.cached_tokens or 0)
 
 
-def _with_uses(calls: list[Call]) -> list[Call]:
+def owners(calls: list[Call]) -> dict[str, str]:
+    """The call (by `Call.span_id`) that each merged span belongs to."""
+    return {s.span_id: call.span_id for call in calls for s in call.spans}
+
+
+def named_uses(calls: list[Call], owner: dict[str, str]) -> list[Call]:
     """`uses` may name any merged span of a call; make them name the call."""
-    if not any(call.uses for call in calls):
-        return calls
-    owner = {s.span_id: call.span_id for call in calls for s in call.spans}
     named = []
     for call in calls:
-        uses = sorted({owner.get(u, u) for u in call.uses} - {call.span_id}) if call.uses else call.uses
-        named.append(call if uses == call.uses else msgspec.structs.replace(call, uses=uses))
+        if call.uses:
+            uses = sorted({owner.get(u, u) for u in call.uses} - {call.span_id})
+            named.append(call if uses == call.uses else msgspec.structs.replace(call, uses=uses))
+        else:
+            named.append(call)
     return named
 
 
@@ -281,14 +331,6 @@ def _attribute(spans: list[Span], name: str) -> AttributeValue | None:
         if value is not None:
             return value
     return None
-
-
-def _strings(value: AttributeValue | None) -> list[str]:
-    return value if isinstance(value, list) else []
-
-
-def _first(*values: int | None) -> int | None:
-    return next((v for v in values if v is not None), None)
 
 
 def _nameless(kind: str, model: str | None, fingerprint: str | None, name: str) -> str:

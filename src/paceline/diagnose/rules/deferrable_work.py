@@ -18,7 +18,6 @@ from collections import defaultdict
 from paceline.diagnose.view import Seen, View, evidence, median_of, surer, where
 from paceline.model.change import Defer
 from paceline.model.finding import Finding, Saving
-from paceline.model.span import USED_IN_RESPONSE
 
 RULE = "deferrable_work"
 LEAST_S = 0.05
@@ -55,13 +54,12 @@ def _tail(calls: list[Seen]) -> set[str]:
     """Ids of the calls at the end whose output the answer does without."""
     if not calls or calls[0].trace.root is None or not calls[0].trace.ok:
         return set()
-    used = calls[0].trace.root.attributes.get(USED_IN_RESPONSE)
-    needed = set(used) if isinstance(used, list) else set()
+    needed = calls[0].trace.shown
     on_path = [s for s in calls if not s.call.deferred]
     tail: set[str] = set()
     for seen in sorted(on_path, key=lambda s: (s.call.start_ns, s.call.span_id), reverse=True):
         users = {s.call.span_id for s in on_path if seen.call.span_id in s.call.uses}
-        if not seen.call.ok or needed & set(seen.call.span_ids) or users - tail:
+        if not seen.call.ok or seen.call.span_id in needed or users - tail:
             break
         tail.add(seen.call.span_id)
     # A request that used nothing of any call says nothing about what it needed.

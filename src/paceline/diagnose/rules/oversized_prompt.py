@@ -96,7 +96,7 @@ def _finding(view: View, made: list[Seen], spared: float, facts: Facts) -> Findi
         confidence=surer(0.7, affected),
         remedy="Give the step only the rules it needs, the last few messages, and fewer or shorter chunks of context; "
         "what must stay, put first and unchanged, so that the provider can cache it.",
-        change=Trim(step=step, input_ratio=Range(max(0.05, ratio * (1 - _UNSURE)), min(1.0, ratio * (1 + _UNSURE)))),
+        change=Trim(step=step, input_ratio=Range(round(ratio * (1 - _UNSURE), 3), round(ratio * (1 + _UNSURE), 3))),
     )
 
 

@@ -39,7 +39,8 @@ def provider_limit(view: View) -> list[Finding]:
             by_model[seen.call.model].append(seen)
     found = []
     for model, calls in sorted(by_model.items()):
-        refused = [s for s in calls if any(a.status == _TOO_MANY for a in s.call.attempts)]
+        tried = [s for s in calls if len(s.call.attempts) > 1 or not s.call.ok]
+        refused = [s for s in tried if any(a.status == _TOO_MANY for a in s.call.attempts)]
         if len(refused) >= LEAST_CALLS and len(refused) >= LEAST_SHARE * len(calls):
             found.append(_finding(view, model, calls, refused))
     return found
@@ -48,7 +49,7 @@ def provider_limit(view: View) -> list[Finding]:
 def _finding(view: View, model: str, calls: list[Seen], refused: list[Seen]) -> Finding:
     calls.sort(key=lambda s: (s.call.start_ns, s.call.span_id))
     lost_s = math.fsum(s.path_s * min(1.0, s.call.wait_s / (s.call.duration_s or 1.0)) for s in refused)
-    requests_limit, tokens_limit = _limit(calls, LIMIT_REQUESTS_PER_MIN), _limit(calls, LIMIT_TOKENS_PER_MIN)
+    requests_limit, tokens_limit = _limit(refused, LIMIT_REQUESTS_PER_MIN), _limit(refused, LIMIT_TOKENS_PER_MIN)
     starts = [s.call.start_ns for s in calls]
     tokens = [(s.call.input_tokens or 0) + (s.call.output_tokens or 0) for s in calls]
     facts: Facts = {

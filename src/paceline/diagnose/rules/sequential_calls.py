@@ -81,9 +81,10 @@ def _repeats(step: Step) -> bool:
 def _finding(view: View, flow: Flow, group: list[str], requests: list[list[Seen]]) -> Finding | None:
     savings: list[float] = []
     members: list[Seen] = []
+    before = {name: flow.needs_all(name) & set(group) for name in group}
     for calls in requests:
-        inside = [s for s in calls if s.call.step in group]
-        saved_s = _saving_s(flow, group, inside)
+        inside = [s for s in calls if s.call.step in before]
+        saved_s = _saving_s(before, inside)
         if saved_s >= LEAST_STEP_S / 2:
             savings.append(saved_s)
             members += inside
@@ -114,7 +115,7 @@ def _finding(view: View, flow: Flow, group: list[str], requests: list[list[Seen]
         "wait for all before the step that needs them."
         if len(group) > 1
         else f"Collect the calls of {group[0]} and await them together (asyncio.gather with a limit), or batch them.",
-        change=Parallelise(steps=group),
+        change=Parallelise(steps=lines if len(group) > 1 else group),
     )
 
 
@@ -124,15 +125,20 @@ def _where(flow: Flow, group: list[str], members: list[Seen]) -> Where:
     return Where(endpoint=endpoints.pop() if len(endpoints) == 1 else None, step=first.step, code=first.code)
 
 
-def _saving_s(flow: Flow, group: list[str], inside: list[Seen]) -> float:
-    """Seconds one request would save: path time of the group's calls minus its longest chain."""
-    spent_s = math.fsum(s.path_s for s in inside)
+def _saving_s(before: dict[str, set[str]], inside: list[Seen]) -> float:
+    """Seconds one request would save: path time of the group's calls minus its longest chain.
+
+    `before` names the group's steps in order, each with those of the group it needs.
+    """
+    seconds = dict.fromkeys(before, 0.0)
+    spent_s = 0.0
+    for seen in inside:
+        step, duration_s = seen.call.step, (seen.call.end_ns - seen.call.start_ns) / 1e9
+        seconds[step] = seconds[step] + duration_s if len(before) > 1 else max(seconds[step], duration_s)
+        spent_s += seen.path_s
     length: dict[str, float] = {}
-    for name in group:
-        own = [s.call.duration_s for s in inside if s.call.step == name]
-        seconds = max(own, default=0.0) if len(group) == 1 else math.fsum(own)
-        before = flow.needs_all(name)
-        length[name] = seconds + max((length[n] for n in before if n in length), default=0.0)
+    for name, needs in before.items():
+        length[name] = seconds[name] + max((length[n] for n in needs if n in length), default=0.0)
     return max(0.0, spent_s - max(length.values()))
 
 

@@ -17,7 +17,6 @@ from paceline.diagnose.view import Seen, View, asked, commonest, evidence, mean,
 from paceline.model.change import Route
 from paceline.model.finding import Finding, Saving
 from paceline.model.price import Price, price_of
-from paceline.model.span import USED_IN_RESPONSE
 from paceline.stats.quantiles import quantile
 
 RULE = "strong_model_trivial_step"
@@ -36,7 +35,7 @@ def strong_model_trivial_step(view: View) -> list[Finding]:
         requests = len({s.trace.trace_id for s in made})
         if not outputs or model is None or requests < LEAST_SHARE * len(view.traces):
             continue
-        if quantile(outputs, 0.95) > MOST_OUTPUT_TOKENS or _is_the_answer(step, view, calls):
+        if quantile(outputs, 0.95) > MOST_OUTPUT_TOKENS or _is_the_answer(step, calls):
             continue
         small = cheaper_sibling(model)
         dear, cheap = price_of(model), price_of(small) if small else None
@@ -87,20 +86,14 @@ def _ratio(made: list[Seen], dear: Price, cheap: Price) -> float:
     )
 
 
-def _is_the_answer(step: str, view: View, calls: list[Seen]) -> bool:
+def _is_the_answer(step: str, calls: list[Seen]) -> bool:
     """True when the step's output goes to the user and no longer output does, in most requests."""
     shown = 0
     for seen in calls:
-        used = _used_in_response(seen)
-        own = [c for c in seen.trace.calls if used & set(c.span_ids)]
-        longest = max(own, key=lambda c: c.output_tokens or 0, default=None)
-        shown += longest is not None and longest.step == step
+        if seen.call.span_id in seen.trace.shown:
+            own = [c for c in seen.trace.calls if c.span_id in seen.trace.shown]
+            shown += max(own, key=lambda c: c.output_tokens or 0).step == step
     return shown * 2 > len(calls)
-
-
-def _used_in_response(seen: Seen) -> set[str]:
-    used = seen.trace.root.attributes.get(USED_IN_RESPONSE) if seen.trace.root is not None else None
-    return set(used) if isinstance(used, list) else set()
 
 
 def _faster_s(view: View, made: list[Seen], small: str) -> float | None:

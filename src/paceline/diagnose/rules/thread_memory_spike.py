@@ -18,7 +18,6 @@ import math
 import statistics
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
 from paceline.diagnose.view import View, commonest, endpoint, evidence
 from paceline.model.change import Limit
@@ -129,9 +128,10 @@ def _slope(xs: list[float], ys: list[float]) -> float:
 
 def _falls_back(load: list[float], values: list[float]) -> bool:
     """False only when the load is seen to fall to a quarter of its peak without the values following."""
-    peak_at = max(range(len(load)), key=lambda i: load[i])
-    after = [v for v, x in zip(values[peak_at:], load[peak_at:], strict=True) if x <= max(load) / 4]
+    peak = max(load)
+    peak_at = load.index(peak)
+    after = [v for v, x in zip(values[peak_at:], load[peak_at:], strict=True) if x <= peak / 4]
     if not after:
         return True
-    highest = list(accumulate(values, max))[-1]
+    highest = max(values)
     return highest - min(after) >= _FALL_BACK * (highest - min(values))

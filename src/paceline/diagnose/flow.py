@@ -30,6 +30,7 @@ class Step:
     kind: str
     calls: list[Seen] = field(default_factory=list)
     requests: int = 0
+    duration_ns: int = 0  # of all its calls together
     needs: set[str] = field(default_factory=set)
     seen_used: bool = False  # its output was seen somewhere later
     failed: int = 0  # calls that gave no output
@@ -37,7 +38,7 @@ class Step:
     @property
     def seconds(self) -> float:
         """Mean time per request in which it took place, all its calls together."""
-        return mean(s.call.duration_s for s in self.calls) * len(self.calls) / max(1, self.requests)
+        return self.duration_ns / 1e9 / max(1, self.requests)
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class _Sightings:
             call, name = seen.call, seen.call.step
             step = self.steps.setdefault(name, Step(name, call.kind))
             step.calls.append(seen)
+            step.duration_ns += call.end_ns - call.start_ns
             step.failed += not call.ok
             if name not in ends:
                 step.requests += 1

@@ -1,8 +1,9 @@
 """View: a run prepared once for all rules: its traces, the critical path in every call, and what the run comes to."""
 
+import heapq
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def where(seen: Sequence[Seen]) -> Where:
 
 def evidence(seen: Sequence[Seen], count: int, of: int, facts: dict[str, float | int | str]) -> Evidence:
     """Evidence with the earliest of these calls as examples."""
-    examples = sorted(seen, key=lambda s: (s.call.start_ns, s.call.span_id))[:EXAMPLES]
+    examples = heapq.nsmallest(EXAMPLES, seen, key=lambda s: (s.call.start_ns, s.call.span_id))
     return Evidence(
         span_ids=[s.call.span_id for s in examples],
         trace_ids=list(dict.fromkeys(s.trace.trace_id for s in examples)),
@@ -118,11 +119,9 @@ def endpoint(trace: Trace) -> str | None:
 
 def commonest(values: Iterable[str | None]) -> str | None:
     """The value seen most often, None left out; of equals the first in the alphabet."""
-    counts: defaultdict[str, int] = defaultdict(int)
-    for value in values:
-        if value is not None:
-            counts[value] += 1
-    return min(counts, key=lambda v: (-counts[v], v)) if counts else None
+    counts = Counter(values)
+    counts.pop(None, None)
+    return min((v for v in counts if v is not None), key=lambda v: (-counts[v], v), default=None)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -3,14 +3,14 @@
 Rule, per endpoint: of the steps that happen one after the other, those that could run at the same time because none
 needs what the other gives, directly or through others (`flow`). From the dependencies follows the earliest time each
 step could start; steps that would then overlap form a group, and a group is one finding. At least two of its steps
-take 50 ms or more, and running them side by side saves at least 5 % of the mean response time. A step that makes
-several calls in a row which do not use each other is a group by itself.
+take 50 ms or more, and running them side by side saves at least 100 ms of an affected request or 5 % of the mean
+response time. A step that makes several calls in a row which do not use each other is a group by itself.
 
 The saving in one request is the time its group's calls spend on the critical path minus the longest chain of calls
 that need each other; where the application already runs them in parallel that is nothing.
 
 Thresholds: 50 ms and the idea of "sum minus what must stay" from Sentry's consecutive-calls detectors, which report
-HTTP and SQL but leave LLM calls out; 5 % is ours.
+HTTP and SQL but leave LLM calls out; 100 ms is the least its database detector reports; 5 % is ours.
 
 Assumptions: text that flows is seen, and a step nobody was seen to use feeds the answer. Wrong where a result only
 steers (a label that decides whether to search at all): such outputs are short, so groups in which an earlier step's
@@ -29,7 +29,8 @@ from paceline.model.span import EMBEDDING, LLM
 
 RULE = "sequential_calls"
 LEAST_STEP_S = 0.05
-LEAST_SAVING = 0.05  # of the mean response time
+LEAST_SAVED_S = 0.1  # of an affected request
+LEAST_SAVING = 0.05  # or of the mean response time
 LEAST_SHARE = 0.05  # of requests
 _STEERING_TOKENS = 20
 
@@ -91,7 +92,8 @@ def _finding(view: View, flow: Flow, group: list[str], requests: list[list[Seen]
     affected = len(savings)
     long = [n for n in group if flow.steps[n].seconds >= LEAST_STEP_S]
     saving_s = math.fsum(savings) / view.requests
-    if affected < LEAST_SHARE * view.requests or saving_s < LEAST_SAVING * view.mean_s or not _is_wide(flow, long):
+    worth_it = affected and (math.fsum(savings) / affected >= LEAST_SAVED_S or saving_s >= LEAST_SAVING * view.mean_s)
+    if affected < LEAST_SHARE * view.requests or not worth_it or not _is_wide(flow, long):
         return None
     chains = _chains(flow, group)
     lines = [" > ".join(chain) for chain in chains]

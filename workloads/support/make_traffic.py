@@ -1,4 +1,4 @@
-"""Make the support desk's traffic: `python make_traffic.py` writes requests.jsonl, cache.jsonl and data/history.jsonl.
+"""Make the support desk's traffic: `python make_traffic.py`, which writes requests, cache, streamed and history files.
 
 Topics are questions that stand as headings in the handbook. Their popularity follows Zipf-Mandelbrot, the usual law of
 what people ask: here ten topics of 115 make up 68 % of the traffic. People type the same question in different
@@ -22,6 +22,7 @@ SESSIONS = 150
 RETURNING = 90  # of them have talked to the desk before
 TURNS = (1, 4)  # questions a returning session has asked
 CACHE_TOPICS, CACHE_ROUNDS = 25, 8  # of the cold-against-warm test
+STREAMED = 40  # questions of the chat page
 
 # Headings that mean nothing without the page they stand on.
 VAGUE = {
@@ -129,11 +130,25 @@ def requests() -> Iterator[dict[str, Any]]:
         yield {"weight": round(weight, 6), "variants": bodies}
 
 
+def about(count: int, skip: int = 0) -> list[str]:
+    """Questions that nobody asks in `requests`, so that no cache can know them: about headings that are statements."""
+    plain = [s["heading"] for s in sections() if re.fullmatch(r"[A-Z][\w ,-]{12,60}", s["heading"])]
+    headings = list(dict.fromkeys(plain))
+    random.Random(SEED + 3).shuffle(headings)
+    return [f"What does the handbook say about {h[0].lower()}{h[1:]}?" for h in headings[skip : skip + count]]
+
+
 def cold_then_warm() -> Iterator[dict[str, Any]]:
     """A few questions in rounds: the first round is cold, the others are warm. Typed the same way throughout."""
     for _ in range(CACHE_ROUNDS):
-        for session, question in enumerate(topics()[:CACHE_TOPICS], start=1):
+        for session, question in enumerate(about(CACHE_TOPICS), start=1):
             yield {"session": session, "message": question}
+
+
+def streamed() -> Iterator[dict[str, Any]]:
+    """What the chat page sends: it asks for the answer piece by piece. Each question is new."""
+    for session, question in enumerate(about(STREAMED, skip=CACHE_TOPICS), start=1):
+        yield {"session": session, "message": question, "stream": True}
 
 
 def conversations() -> Iterator[dict[str, Any]]:
@@ -158,4 +173,5 @@ def write(name: str, rows: Iterator[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     write("requests.jsonl", requests())
     write("cache.jsonl", cold_then_warm())
+    write("streamed.jsonl", streamed())
     write("data/history.jsonl", conversations())

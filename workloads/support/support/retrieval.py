@@ -68,9 +68,8 @@ class Index:
 
     def search(self, vector: list[float], count: int) -> list[Section]:
         """The `count` nearest sections, nearest first. Raises NotFoundError without the collection."""
-        found: Any = self._collection().query(
-            query_embeddings=[vector], n_results=count, include=["documents", "metadatas"]
-        )
+        collection = self._chroma.get_collection(self._name, embedding_function=None)
+        found: Any = collection.query(query_embeddings=[vector], n_results=count, include=["documents", "metadatas"])
         return [
             Section(known["source"], text)
             for known, text in zip(found["metadatas"][0], found["documents"][0], strict=True)
@@ -78,10 +77,7 @@ class Index:
 
     def size(self) -> int:
         """Sections in the collection. Raises NotFoundError when there is none of that name."""
-        return self._collection().count()
-
-    def _collection(self) -> chromadb.Collection:
-        return self._chroma.get_collection(self._name, embedding_function=None)
+        return self._chroma.get_collection(self._name, embedding_function=None).count()
 
 
 def open_store(settings: Settings) -> chromadb.ClientAPI:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline.accelerate.policy import Policy, load_policy
+from paceline.accelerate.policy import CachePolicy, Policy, load_policy
 from paceline.errors import ConfigError
 
 WHOLE = """
@@ -44,6 +44,15 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     assert (policy.cache.key, policy.concurrency.limit_of("gpt-4o"), policy.concurrency.limit_of("x")) == ("text", 2, 8)
     json.write_text('{"single_flight": true}')
     assert load_policy(json) == Policy(single_flight=True)
+
+
+def test_at_speed_only_its_seconds_change() -> None:
+    """A provider five times faster: everything takes a fifth, nothing else changes."""
+    policy = Policy(cache=CachePolicy(enabled=True, ttl_s=50), single_flight=True)
+    fast = policy.at_speed(5.0)
+    assert (fast.cache.ttl_s, fast.concurrency.max_wait_s, fast.retry_429.max_wait_s) == (10.0, 12.0, 12.0)
+    assert fast.shares
+    assert fast.at_speed(0.2) == policy
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from paceline.accelerate.policy import ConcurrencyPolicy, RetryPolicy
 from paceline.errors import Overloaded
 
 _MIN_PACE_S = 0.001  # below this there is nothing to pace
-_SLACK_S = 0.02  # how far admissions may catch up on the pace, so that timers of 1 ms do not lower it
+_CREDIT_S = 1.0  # how far admissions may catch up on the pace: providers let unused allowance pile up, too
 _GATES = 4096
 
 
@@ -155,7 +155,7 @@ class Gate:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         if self._pace_s:
-            self._next_s = max(self._next_s, self._held_until_s, now_s - _SLACK_S) + self._pace_s
+            self._next_s = max(self._next_s, self._held_until_s, now_s - _CREDIT_S) + self._pace_s
 
     def _pump(self) -> None:
         """Admit whoever may pass, in order of ticket, and come back when the next one may."""

@@ -66,7 +66,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of it. In TOML: [cache], single_flight, [concurrency], [retry_429], [[routes]]."""
+    """All of it. In TOML: [cache], single_flight, [concurrency], [retry_429], [[routes]]. Seconds at real pace."""
 
     cache: CachePolicy = CachePolicy()
     single_flight: bool = False  # equal calls in flight share one call to the provider
@@ -78,6 +78,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def shares(self) -> bool:
         """True when one answer may serve several calls, so that keys are needed."""
         return self.cache.enabled or self.single_flight
+
+    def at_speed(self, speed: float) -> "Policy":
+        """The same policy in wall seconds, for a simulated provider that runs `speed` times faster than real."""
+        replace = msgspec.structs.replace
+        return replace(
+            self,
+            cache=replace(self.cache, ttl_s=self.cache.ttl_s / speed),
+            concurrency=replace(self.concurrency, max_wait_s=self.concurrency.max_wait_s / speed),
+            retry_429=replace(self.retry_429, max_wait_s=self.retry_429.max_wait_s / speed),
+        )
 
 
 def load_policy(path: Path) -> Policy:

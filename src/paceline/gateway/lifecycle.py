@@ -41,8 +41,13 @@ async def run_gateway(options: GatewayOptions, ready: Callable[[Server], None]) 
     """
     check_host(options.host, insecure_bind=options.insecure_bind)
     price_of("gpt-4o")  # loads the price list now (0.2 s), not during the first call
-    client = HttpClient(options.upstream.rstrip("/").removesuffix("/v1"), timeouts=options.timeouts)
     clock, speed, sink = _recording(options.run)
+    timeouts = msgspec.structs.replace(
+        options.timeouts,
+        first_byte_s=options.timeouts.first_byte_s / speed,
+        silence_s=options.timeouts.silence_s / speed,
+    )
+    client = HttpClient(options.upstream.rstrip("/").removesuffix("/v1"), timeouts=timeouts)
     gateway = Gateway(client, options.policy, sink=sink, clock=clock, speed=speed)
     server = await serve(gateway.handle, options.host, options.port)
     sink.start()

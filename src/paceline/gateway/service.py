@@ -31,7 +31,8 @@ class Gateway:
         clock: Clock | None = None,
         speed: float = 1.0,
     ) -> None:
-        policy = policy or Policy()
+        """`speed`: a simulated provider runs that many times faster; the policy's seconds are at its real pace."""
+        policy = (policy or Policy()).at_speed(speed)
         self.upstream = Upstream(client, policy, speed=speed)
         self.cache = MemoryCache(policy.cache.max_bytes, policy.cache.ttl_s) if policy.cache.enabled else None
         self.flights = SingleFlight() if policy.single_flight else None

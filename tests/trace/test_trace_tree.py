@@ -100,6 +100,12 @@ def test_every_request_has_a_trace_and_other_traces_follow() -> None:
     assert traces[2].request is None
 
 
+def test_a_span_without_length_takes_no_time() -> None:
+    """Alone or with a child that outlasts it."""
+    path = path_of(root(0, 100), span("a", 10, 10), span("b", 10, 30, "a"), span("c", 50, 50))
+    assert path == [("root", 0.1)]
+
+
 def test_broken_ids_make_no_endless_tree() -> None:
     """A span that is its own parent, an id written twice, and two spans that are each other's parents."""
     loops = [span("self", 10, 20, "self"), span("root", 30, 40, "root"), span("x", 50, 60, "y"), span("y", 50, 60, "x")]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paceline.trace.data import RunData
 
 _LABEL = 12  # columns
+_UNITS = ("_usd", "_ratio", "_mb", "_s")  # of fact names; the value is written with its unit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,14 +127,17 @@ def _lines(number: int, finding: "Finding", width: int) -> list[str]:
 
 
 def _facts(finding: "Finding") -> list[str]:
-    """Facts as words: `refused call ratio 10 %`."""
+    """Facts as words: `refused call 10 %`."""
     from paceline.report.units import figure
 
     shown = []
     for name, value in finding.evidence.facts.items():
         large = isinstance(value, int | float) and abs(value) >= 1000
         text = f"{value:,.0f}" if large else figure(name, round(value, 2) if isinstance(value, float) else value)
-        shown.append(f"{name.replace('_', ' ')} {text}")
+        label = name
+        for unit in _UNITS:
+            label = label.removesuffix(unit)
+        shown.append(f"{label.replace('_', ' ')} {text}")
     return shown
 
 

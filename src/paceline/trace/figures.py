@@ -108,9 +108,11 @@ def _memory(during: list[ResourceSample], requests_per_s: float | None) -> dict[
         return {}
     during = sorted(during, key=lambda r: r.at_s)
     verdict = leak_verdict([r.at_s for r in during], [r.rss_bytes for r in during], requests_per_s=requests_per_s)
+    growth = verdict.mb_per_1000_requests
     return {
         "memory_mb": max(r.rss_bytes for r in during) / _MB,
-        "memory_growth_mb_per_1000": verdict.mb_per_1000_requests,
+        # Memory that falls at the end of the load does not grow.
+        "memory_growth_mb_per_1000": None if growth is None else max(0.0, growth),
         "memory_verdict": verdict.verdict,
     }
 

@@ -195,8 +195,10 @@ def _walk_back(top: Span, end_ns: int, children: Children, answered_ns: int, out
                 if child_end < cursor:
                     parts.append(Segment(span.span_id, child_end, cursor))
                 if child.start_ns >= span.start_ns:
-                    leaf = child.span_id not in children
-                    parts.append(Segment(child.span_id, child.start_ns, child_end) if leaf else (child, child_end))
+                    if child.span_id in children:
+                        parts.append((child, child_end))
+                    elif child.start_ns < child_end:
+                        parts.append(Segment(child.span_id, child.start_ns, child_end))
                     cursor = child.start_ns
                 else:  # a clock that disagrees: the parent's start is the earliest it can have begun
                     parts.append(Segment(child.span_id, span.start_ns, child_end))

@@ -52,7 +52,7 @@ def _finding(view: View, made: list[Seen], small: str, dear: Price, cheap: Price
     facts: dict[str, float | int | str] = {
         "output_tokens_p95": quantile(outputs, 0.95),
         "distinct_output_lengths": len(set(outputs)),
-        "price_ratio": ratio,
+        "times_dearer": ratio,
         "calls_per_request": len(made) / view.requests,
     }
     if any(s.call.cost_usd is None for s in made):

@@ -42,9 +42,13 @@ _ON_ONE_LOOP = Range(0.05, 0.4)
 
 def thread_memory_spike(view: View) -> list[Finding]:
     """At most one finding."""
-    samples = view.resources
     flights = _flights(view.traces)
-    if len(samples) < LEAST_SAMPLES or not flights:
+    if not flights:
+        return []
+    # A service that is still starting, or has stopped, has neither its threads nor its memory.
+    ready_s = flights[0][0] - view.speed
+    samples = [r for r in view.resources if r.at_s >= ready_s and r.rss_bytes >= _MB]
+    if len(samples) < LEAST_SAMPLES:
         return []
     now = [_in_flight(flights, r.at_s) for r in samples]
     threads = [float(r.threads) for r in samples]

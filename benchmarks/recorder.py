@@ -53,7 +53,9 @@ class Server:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "critical"]
-        self.process = subprocess.Popen([*command, "--no-access-log"], cwd=folder, env={**os.environ, **env})
+        self.process = subprocess.Popen(
+            [*command, "--no-access-log", "--timeout-keep-alive", "600"], cwd=folder, env={**os.environ, **env}
+        )
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         deadline = time.monotonic() + 30
         while True:
@@ -67,10 +69,12 @@ class Server:
                 break
 
     def get(self, path: str) -> None:
+        """One request, its answer read."""
         self.connection.request("GET", path)
         self.connection.getresponse().read()
 
     def cpu_s(self) -> float:
+        """CPU seconds of the process so far."""
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
@@ -83,6 +87,7 @@ class Server:
         return (self.cpu_s() - before) / requests * 1e6
 
     def stop(self) -> None:
+        """End the process."""
         self.connection.close()
         self.process.terminate()
         self.process.wait()

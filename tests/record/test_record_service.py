@@ -157,7 +157,7 @@ def test_every_worker_of_a_server_is_recorded(desk: Path, run: RunFolder) -> Non
             return {p.pid for p in psutil.Process(service.pid).children(recursive=True)}
 
     pids = asyncio.run(use())
-    assert not [pid for pid in pids if alive(pid)]
+    Recording.until(lambda: not any(alive(pid) for pid in pids))  # killed, but the kernel may still be clearing up
     assert sum(s.name == "GET /v2/stream" for s in run.spans()) == 12
 
 

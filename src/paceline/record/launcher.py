@@ -27,6 +27,7 @@ _SITE = Path(__file__).with_name("_site")
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _TAIL_LINES = 12
+_GONE_POLLS = 10  # half a second: killed children are usually gone at once, unless nobody collects them
 _PR_SET_PDEATHSIG = 1
 _PORT_WORDS = ("address already in use", "errno 98", "errno 48", "port is already", "eaddrinuse")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before the fork that needs it
@@ -122,11 +123,13 @@ class Service:
             return None
         return f"{self.command[0]} ended with exit code {self.exit_code} while it was measured{self._log_end()}"
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: int) -> bool:
+        """Signal the group; false when nobody is left in it."""
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
-            return  # the group is gone
+            return False
+        return True
 
     def _died(self) -> str:
         tail = _tail(self.log)

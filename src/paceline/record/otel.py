@@ -117,6 +117,13 @@ class _BridgedContext:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self._show: Any = self._load_and_show
+
+    def _load_and_show(self, span: LiveSpan, context: Any) -> Any:
+        from paceline.record.otel_tracer import shown  # its base classes exist by now, else nobody would ask
+
+        self._show = shown
+        return shown(span, context)
 
     def attach(self, context: Any) -> Any:
         """Make a context current; returns the token for `detach`."""
@@ -128,11 +135,13 @@ class _BridgedContext:
         """The current context, with our current span in it when that is the newer one."""
         context = self._inner.get_current()
         span = current.get()
-        if span is None or span is live_span_in(context):
+        if span is None or (span.otel is None and span is live_span_in(context)):
             return context
-        from opentelemetry import trace  # the service has imported it, else nobody would ask
-
-        return trace.set_span_in_context(trace.NonRecordingSpan(context_of(span)), context)
+        made = span.otel
+        if made is None or made[0] is not context:
+            # Kept with the span: FastAPI alone asks four times a request.
+            made = span.otel = (context, self._show(span, context))
+        return made[1]
 
     def detach(self, token: Any) -> None:
         """Undo an `attach`."""

@@ -27,9 +27,10 @@ class PacelineSpan(trace.Span):
     def end(self, end_time: int | None = None) -> None:
         """Record it; a second call changes nothing. `end_time` is not used: our clock is the run's."""
         if self.is_recording():
-            quietly(self._describe)()
+            self._describe()
             self._recorder.finish(self.paceline_span)
 
+    @quietly
     def _describe(self) -> None:
         live = self.paceline_span
         live.kind = kind_of(self._kind, self._attributes)
@@ -74,6 +75,23 @@ class PacelineSpan(trace.Span):
     ) -> None:
         """Mark it failed with the exception."""
         self._recorder.fail(self.paceline_span, exception)
+
+
+class _StandIn(trace.NonRecordingSpan):
+    """One of our current spans as the API's users see it. Its ids are made when asked for, which is rare."""
+
+    def __init__(self, live: LiveSpan) -> None:
+        self.paceline_span = live
+
+    def get_span_context(self) -> trace.SpanContext:
+        """Its ids, for propagation."""
+        context: trace.SpanContext = context_of(self.paceline_span)
+        return context
+
+
+def shown(live: LiveSpan, context: Any) -> Any:
+    """An OpenTelemetry context in which `live` is the current span."""
+    return trace.set_span_in_context(_StandIn(live), context)
 
 
 class PacelineTracer(trace.Tracer):

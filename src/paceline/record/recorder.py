@@ -54,6 +54,7 @@ class LiveSpan:
         "fields",
         "kind",
         "name",
+        "otel",
         "parent_id",
         "span_id",
         "start_ns",
@@ -72,6 +73,7 @@ class LiveSpan:
         self.fields: dict[str, Any] = {}
         self.cpu_ns: int | None = None
         self.duration_ns = -1  # still open
+        self.otel: tuple[Any, Any] | None = None  # what `otel` shows of it, once somebody has asked
         self.thread = threading.get_native_id()
         self.start_ns = 0
 

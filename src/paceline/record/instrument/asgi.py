@@ -106,12 +106,13 @@ class _Request:
         """Finish the span; a second call changes nothing."""
         if self._span.duration_ns >= 0:
             return
-        quietly(self._describe)()
+        self._describe()
         if error is None and self._status >= 500:
             error = str(self._status)
         self._recorder.finish(self._span, error)
         self._span.trace.ended_ns = self._span.start_ns + self._span.duration_ns
 
+    @quietly
     def _describe(self) -> None:
         span = self._span
         route = _route(self._scope)

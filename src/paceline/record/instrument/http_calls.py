@@ -1,5 +1,6 @@
 """What all HTTP clients share: the span of a call, its headers and its end."""
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,16 +10,22 @@ from paceline.record.recorder import LiveSpan, Recorder, current
 STEP_HEADER = "x-paceline-step"
 
 
-def begin_call(recorder: Recorder, method: str, url: str, *, cpu: bool, attempt_of: LiveSpan | None = None) -> LiveSpan:
+def begin_call(recorder: Recorder, method: str, url: str, *, cpu: bool) -> LiveSpan:
     """Start an http.client span, named by method and host; the URL is kept without query and credentials."""
-    above = attempt_of or current.get()
+    above = current.get()
+    name, shown = _shown(method, url)
+    inside_call = above is not None and above.kind in (LLM, EMBEDDING)
+    span = recorder.start(HTTP_CLIENT, name, callers=not inside_call, cpu=cpu)
+    span.attributes[HTTP_METHOD] = method
+    span.attributes[URL] = shown
+    return span
+
+
+@lru_cache(maxsize=1024)
+def _shown(method: str, url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    inside_call = above is not None and above.kind in (LLM, EMBEDDING)
-    span = recorder.start(HTTP_CLIENT, f"{method} {host}", callers=not inside_call, cpu=cpu)
-    span.attributes[HTTP_METHOD] = method
-    span.attributes[URL] = f"{parts.scheme}://{host}{parts.path}"
-    return span
+    return f"{method} {host}", f"{parts.scheme}://{host}{parts.path}"
 
 
 def headers_for(recorder: Recorder, span: LiveSpan, url: str) -> dict[str, str]:

@@ -290,7 +290,7 @@ class System:
                 ended_s=end_s,
                 status=200 if ok else 503,
                 error=None if ok else "status",
-                cache=cache if world.cached else None,
+                cache=cache if world.cached and ok else None,
                 key=key,
                 text_key=text_key,
                 user=user,
@@ -501,7 +501,7 @@ class _Attempt:
         if m.tokens_per_min:
             attributes[LIMIT_TOKENS_PER_MIN] = m.tokens_per_min
         good = self.status == 200
-        price = price_of(self.model)
+        price = price_of(self.model, "openai")
         start_s = self.came_s + 0.001
         return Span(
             trace_id=parent.trace_id,

@@ -105,6 +105,7 @@ class App:
     """All the simulation knows of the baseline."""
 
     templates: list[Template]
+    alike: float  # chance that a request plays a template of the same question rather than any
     load: Load
     paces: dict[PoolKey, list[Pace]]  # per step and model
     prefill_s: dict[str, float]  # per model: time to first token added by each input token
@@ -115,6 +116,7 @@ class App:
     hits_s: list[float]  # recorded answers from the cache: time beyond `hit_cpu_s`
     hit_cpu_s: float
     cores: int  # that the application's Python can use at once; 0: CPU use was not recorded
+    slice_s: float  # of processor time before the next in turn
     workers: int | None  # requests it works on at once, where it never did more although more waited
     mb_per_request: float | None  # memory each request in flight holds
     measured: Figures

@@ -11,6 +11,8 @@ from paceline.project.app import Pace, PoolKey, Work
 from paceline.project.pace import duration_s
 from paceline.project.plan import Plan
 
+_UNSURE = 0.02  # standard deviation of the log: two runs of one system in benchmarks/projection.py differ by this much
+
 
 @dataclass(slots=True)
 class Effect:
@@ -37,8 +39,9 @@ class Service:
 class Draws:
     """Random choices of one repetition.
 
-    Templates and paces are drawn from a resample of the recorded ones (bootstrap), so that the spread over
-    repetitions holds both the chance of one run and what so much recording leaves uncertain.
+    Templates and paces are drawn from a resample of the recorded ones (bootstrap), and the provider's pace and limits
+    are a little off, so that the spread over repetitions holds the chance of one run, what so much recording leaves
+    uncertain, and how far a provider drifts from one run to the next.
     """
 
     def __init__(self, plan: Plan, seed: str) -> None:
@@ -50,14 +53,18 @@ class Draws:
         self._same: dict[str, list[int]] = {}
         for i, template in enumerate(plan.templates):
             self._same.setdefault(template.text_key, []).append(i)
+        self._pace_ratio = math.exp(rng.gauss(0.0, _UNSURE))
+        self.quota_ratio = math.exp(rng.gauss(0.0, _UNSURE))
         self._paces: dict[PoolKey, list[Pace]] = {k: rng.choices(v, k=len(v)) for k, v in plan.paces.items() if v}
         self.cpu_ratio = math.prod(self.of(r) for r in plan.cpu_ratios)
         self._effects: dict[tuple[int, ...], Effect] = {}
 
     def template(self, text_key: str) -> int:
-        """Position of a template: one that asked the same, else any."""
-        among = self._same.get(text_key) or self._any
-        return among[int(self.rng.random() * len(among))]
+        """Position of a template: one that asked the same, as far as those are alike, else any."""
+        random_ = self.rng.random
+        same = self._same.get(text_key)
+        among = same if same and random_() < self.plan.app.alike else self._any
+        return among[int(random_() * len(among))]
 
     def of(self, bounds: Range) -> float:
         """This run's value of a declared range."""
@@ -81,7 +88,7 @@ class Draws:
         pace = self._pace(work, input_tokens)
         return Service(
             pace=pace,
-            seconds=duration_s(pace, output_tokens) * effect.time_ratio,
+            seconds=duration_s(pace, output_tokens) * effect.time_ratio * self._pace_ratio,
             output_tokens=output_tokens,
             tokens=input_tokens + output_tokens,
             cost_usd=_cost(work, input_tokens, output_tokens),

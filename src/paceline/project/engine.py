@@ -10,6 +10,8 @@ from typing import Any
 
 from paceline.project.app import Quota
 
+Action = Callable[[Any], None]
+
 
 class Agenda:
     """What happens when. `now` is in seconds; equal times keep the order in which they were set."""
@@ -18,10 +20,10 @@ class Agenda:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._heap: list[tuple[float, int, Action, Any]] = []
         self._order = 0
 
-    def at(self, time_s: float, action: Callable[[Any], None], argument: Any) -> None:
+    def at(self, time_s: float, action: Action, argument: Any) -> None:
         """Do `action(argument)` at `time_s`."""
         self._order += 1
         heapq.heappush(self._heap, (time_s, self._order, action, argument))
@@ -35,28 +37,63 @@ class Agenda:
 
 
 class Processor:
-    """`cores` servers with one queue in order of arrival; 0 cores: no bound, work takes its time and no queue.
+    """`cores` that serve all work in progress in turn, `slice_s` at a time, as CPython's lock does.
 
-    All work is multiplied by `ratio`.
+    All work is multiplied by `ratio`. With 0 cores there is no bound: work takes its time and never waits.
     """
 
-    __slots__ = ("_free", "_ratio", "busy_s")
+    __slots__ = ("_agenda", "_free", "_queue", "_ratio", "_slice_s", "_unbounded", "busy_s")
 
-    def __init__(self, cores: int, ratio: float = 1.0) -> None:
+    def __init__(self, agenda: Agenda, cores: int, *, slice_s: float, ratio: float = 1.0) -> None:
+        self._agenda = agenda
+        self._unbounded = cores == 0
+        self._free = cores
+        self._slice_s = slice_s
         self._ratio = ratio
-        self._free = [0.0] * cores
+        self._queue: deque[_Turn] = deque()
         self.busy_s = 0.0
 
-    def done_s(self, now_s: float, work_s: float) -> float:
-        """When work that arrives now is done."""
+    def do(self, work_s: float, rest_s: float, action: Action, argument: Any) -> None:
+        """Call `action(argument)` when `work_s` of processor time, and then `rest_s` elsewhere, have passed."""
         work_s *= self._ratio
         self.busy_s += work_s
-        free = self._free
-        if not free or work_s <= 0:
-            return now_s + work_s
-        start_s = max(now_s, free[0])
-        heapq.heapreplace(free, start_s + work_s)
-        return start_s + work_s
+        if work_s <= 0 or self._unbounded:
+            self._agenda.at(self._agenda.now + work_s + rest_s, action, argument)
+            return
+        turn = _Turn(work_s, rest_s, action, argument)
+        if self._free:
+            self._free -= 1
+            self._run(turn)
+        else:
+            self._queue.append(turn)
+
+    def _run(self, turn: "_Turn") -> None:
+        slice_s = min(self._slice_s, turn.left_s)
+        turn.left_s -= slice_s
+        self._agenda.at(self._agenda.now + slice_s, self._ran, turn)
+
+    def _ran(self, turn: "_Turn") -> None:
+        queue = self._queue
+        if turn.left_s > 0:
+            queue.append(turn)
+        else:
+            self._agenda.at(self._agenda.now + turn.rest_s, turn.action, turn.argument)
+        if queue:
+            self._run(queue.popleft())
+        else:
+            self._free += 1
+
+
+class _Turn:
+    """Work that a processor has begun or will."""
+
+    __slots__ = ("action", "argument", "left_s", "rest_s")
+
+    def __init__(self, left_s: float, rest_s: float, action: Action, argument: Any) -> None:
+        self.left_s = left_s
+        self.rest_s = rest_s
+        self.action = action
+        self.argument = argument
 
 
 class Bucket:
@@ -85,28 +122,30 @@ class Bucket:
 
 
 class Gatekeeper:
-    """Lets calls through to one model: at most `size` at once, and at the rate its buckets allow.
+    """Lets calls through to one model: at most `size` at once, and at the rate its buckets allow, times `ratio`.
 
     Without `queued` a call that cannot pass at once is turned away; with it, calls wait in order.
     """
 
     __slots__ = ("_agenda", "_in_flight", "_queue", "_queued", "_size", "_waking", "requests", "tokens")
 
-    def __init__(self, agenda: Agenda, quota: Quota | None, *, queued: bool, size: int | None) -> None:
+    def __init__(
+        self, agenda: Agenda, quota: Quota | None, *, queued: bool, size: int | None, ratio: float = 1.0
+    ) -> None:
         self._agenda = agenda
         self._queued = queued
         self._size = size
         self._in_flight = 0
         self._waking = False
-        self._queue: deque[tuple[float, Callable[[Any], None], Any]] = deque()
+        self._queue: deque[tuple[float, Action, Any]] = deque()
         self.requests: Bucket | None = None
         self.tokens: Bucket | None = None
         if quota and quota.requests_per_min:
-            self.requests = Bucket(quota.requests_per_min, quota.burst_requests)
+            self.requests = Bucket(quota.requests_per_min * ratio, quota.burst_requests)
         if quota and quota.tokens_per_min:
-            self.tokens = Bucket(quota.tokens_per_min, quota.burst_tokens)
+            self.tokens = Bucket(quota.tokens_per_min * ratio, quota.burst_tokens)
 
-    def ask(self, amount: float, passed: Callable[[Any], None], argument: Any) -> bool:
+    def ask(self, amount: float, passed: Action, argument: Any) -> bool:
         """Call `passed(argument)` now or later; false: turned away. `amount` is in tokens."""
         if self._queued:
             self._queue.append((amount, passed, argument))
@@ -134,7 +173,7 @@ class Gatekeeper:
             ready_s = max(ready_s, self.tokens.ready_s(now, amount))
         return ready_s
 
-    def _pass(self, amount: float, passed: Callable[[Any], None], argument: Any) -> None:
+    def _pass(self, amount: float, passed: Action, argument: Any) -> None:
         if self.requests is not None:
             self.requests.take(1.0)
         if self.tokens is not None:

@@ -1,10 +1,11 @@
 """Extract: from the recording of a scenario to what the simulation needs to know of the application."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from statistics import median
+from statistics import median, pvariance
 
 from paceline.model.request import Request
 from paceline.model.span import CALLERS
@@ -23,6 +24,7 @@ from paceline.trace.tree import Trace, build_traces
 MIN_REQUESTS = 30
 _TIMEOUT = "timeout"
 _TAIL = ("", 0)  # the time after the last call, as a place
+_MIN_REPEATED = 10
 _MAX_LOST = 0.2  # share of requests without their trace: above, the recording is not whole
 _CACHED_SHARE = 0.5  # of the repeated questions answered from a cache: there is one
 
@@ -63,6 +65,7 @@ def extract(base: RunData, scenario: str) -> App:
         raise Refusal(msg)
     return App(
         templates=templates,
+        alike=_alike(templates),
         load=_load(data, scenario, requests),
         paces=paces,
         prefill_s=prefill_of(calls),
@@ -73,15 +76,34 @@ def extract(base: RunData, scenario: str) -> App:
         hits_s=[
             usage.beyond_cpu(r.service_s, usage.hit_cpu_s)
             for r, hit in zip(requests, hits, strict=True)
-            if hit and r.ok and r.cache != "join"
+            if hit and r.ok and r.cache != "join" and not usage.is_busy
         ],
         hit_cpu_s=usage.hit_cpu_s,
         cores=usage.cores,
+        slice_s=usage.slice_s,
         workers=workers,
         mb_per_request=usage.mb_per_request,
         measured=figures_of_traces(traces, data.resources),
         assumptions=assumptions,
     )
+
+
+def _alike(templates: list[Template]) -> float:
+    """How alike requests that ask the same are in length: 1 less the share of the spread of output tokens among them.
+
+    Half, where too few questions were answered twice to tell.
+    """
+    lengths: dict[str, list[int]] = defaultdict(list)
+    for template in templates:
+        lengths[template.text_key].append(sum(w.output_tokens for w in template.works))
+    repeated = [of_same for of_same in lengths.values() if len(of_same) > 1]
+    freedom = sum(len(of_same) - 1 for of_same in repeated)
+    everyone = [n for of_same in lengths.values() for n in of_same]
+    spread = pvariance(everyone)
+    if freedom < _MIN_REPEATED or spread == 0:
+        return 0.5
+    within = sum(pvariance(of_same) * len(of_same) for of_same in repeated) / freedom
+    return max(0.0, 1 - within / spread)
 
 
 def _hits(traces: Sequence[Trace]) -> list[bool]:
@@ -192,19 +214,23 @@ class _Recorder:
         total_s = sum(map(sum, own_s.values())) / max(1, len(templates))
         share = min(1.0, self.usage.miss_cpu_s / total_s) if total_s > 0 else 0.0
         cpu_s = {place: share * sum(times) / len(times) for place, times in own_s.items()}
-        beyond = self.usage.beyond_cpu
+        most_s = {place: self._most_delay_s(times, cpu_s[place]) for place, times in own_s.items()}
+
+        def delay_s(place: tuple[str, int], took_s: float) -> float:
+            return min(self.usage.beyond_cpu(took_s, cpu_s[place]), most_s[place])
 
         def split(template: Template) -> Template:
-            works = [
-                replace(w, cpu_s=cpu_s[place], delay_s=beyond(w.delay_s, cpu_s[place]))
-                for place, w in _places(template)
-            ]
-            tail_s = template.tail_delay_s
-            return replace(
-                template, works=tuple(works), tail_cpu_s=cpu_s[_TAIL], tail_delay_s=beyond(tail_s, cpu_s[_TAIL])
-            )
+            works = [replace(w, cpu_s=cpu_s[p], delay_s=delay_s(p, w.delay_s)) for p, w in _places(template)]
+            tail_s = delay_s(_TAIL, template.tail_delay_s)
+            return replace(template, works=tuple(works), tail_cpu_s=cpu_s[_TAIL], tail_delay_s=tail_s)
 
         return [split(t) for t in templates]
+
+    def _most_delay_s(self, own_s: list[float], cpu_s: float) -> float:
+        """With a busy processor slow own time is waiting for it: nobody's delay is longer than a quick request's."""
+        if not self.usage.is_busy:
+            return math.inf
+        return max(0.0, quantile(own_s, 0.1) - cpu_s)
 
 
 def _places(template: Template) -> Iterator[tuple[tuple[str, int], Work]]:
@@ -296,11 +322,11 @@ def _replay(requests: list[Request], hits: list[bool], keys: list[str]) -> _Repl
         if request.ok:
             answered_s[key] = min(request.ended_s, answered_s.get(key, request.ended_s))
     for request, hit, key in zip(requests, hits, keys, strict=True):
-        known = answered_s.get(key, request.started_s) < request.started_s
-        if known:
+        first_s = answered_s.get(key, math.inf)
+        if first_s < request.started_s:
             seen.repeats += 1
             seen.repeats_hit += hit
-        elif hit and request.trace_id not in joined:
+        elif hit and first_s >= request.ended_s and request.trace_id not in joined:
             seen.warm.add(key)
     return seen
 

@@ -161,16 +161,17 @@ class Projector:
         sums = [_sums(o) for o in outcomes]
         error = self.base_error
         calibration = self._calibration()
+        one = 1 / len(self.app.load.asked)  # a ratio cannot be told more finely than one request
 
         def timed(name: str, base: str) -> Estimate:
             factor = calibration.get(base, 1.0)
             return _estimate([s[name] * factor for s in sums if name in s], error.get(base, 0.0))
 
-        def plain(name: str, most: float | None = None) -> Estimate | None:
+        def plain(name: str, most: float | None = None, step: float = 0.0) -> Estimate | None:
             values = [s[name] for s in sums if name in s]
-            return _estimate(values, most=most) if len(values) == len(sums) else None
+            return _estimate(values, most=most, step=step) if len(values) == len(sums) else None
 
-        success = plain("success_ratio", 1.0)
+        success = plain("success_ratio", 1.0, one)
         if success is None or sum("p50_s" in s for s in sums) < 5:
             return None
         return ProjectedFigures(
@@ -179,7 +180,7 @@ class Projector:
             mean_s=timed("mean_s", "mean"),
             requests_per_s=timed("requests_per_s", "requests_per_s"),
             success_ratio=success,
-            hit_ratio=plain("hit_ratio", 1.0) if plan.answers or self.app.measured.hit_ratio is not None else None,
+            hit_ratio=plain("hit_ratio", 1.0, one) if plan.answers or self.app.measured.hit_ratio is not None else None,
             cost_per_1000_usd=plain("cost_per_1000_usd"),
             memory_mb=self._memory(outcomes),
         )
@@ -217,8 +218,10 @@ def _sums(outcome: Outcome) -> Sums:
     return found
 
 
-def _estimate(values: list[float], base_error: float = 0.0, most: float | None = None) -> Estimate:
-    """Median and 90 % interval for one more run, widened by how far the simulated baseline was off.
+def _estimate(
+    values: list[float], base_error: float = 0.0, *, most: float | None = None, step: float = 0.0
+) -> Estimate:
+    """Median and 90 % interval for one more run, widened by how far the simulated baseline was off and by `step`.
 
     The bounds are order statistics of rank 0.05 and 0.95 of n + 1: distribution-free, because a mixture of cached
     and uncached answers has no simple shape.
@@ -232,5 +235,6 @@ def _estimate(values: list[float], base_error: float = 0.0, most: float | None =
         above = min(below + 1, len(ordered) - 1)
         return ordered[below] + (ordered[above] - ordered[below]) * min(1.0, max(0.0, rank - below))
 
-    high = at(0.95) * widen
-    return Estimate(value=median(ordered), low=at(0.05) / widen, high=high if most is None else min(most, high))
+    high = at(0.95) * widen + step
+    low = max(0.0, at(0.05) / widen - step)
+    return Estimate(value=median(ordered), low=low, high=high if most is None else min(most, high))

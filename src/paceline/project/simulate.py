@@ -46,7 +46,7 @@ class _Simulation:
         self.draws = draws
         self.scripts = scripts
         self.agenda = Agenda()
-        self.cpu = Processor(plan.app.cores, draws.cpu_ratio)
+        self.cpu = Processor(self.agenda, plan.app.cores, slice_s=plan.app.slice_s, ratio=draws.cpu_ratio)
         self.works = Works(plan, draws, self.agenda, self.cpu, self._finished, self._failed)
         self.out = Outcome()
         self.next = 0  # request of the sequence
@@ -136,7 +136,7 @@ class _Simulation:
         cpu_s = self.plan.app.hit_cpu_s
         declared_s = self.answers.hit_s if self.answers else None
         rest_s = self.draws.hit_s() if declared_s is None else max(0.0, declared_s - cpu_s)
-        self.agenda.at(self.cpu.done_s(self.agenda.now, cpu_s) + rest_s, self._answer_hit, live)
+        self.cpu.do(cpu_s, rest_s, self._answer_hit, live)
 
     def _answer_hit(self, live: Live) -> None:
         self._leave(live)
@@ -189,8 +189,7 @@ class _Simulation:
     def _finished(self, live: Live) -> None:
         """After the last awaited work: what the application still does before it answers."""
         template = live.script.template
-        done_s = self.cpu.done_s(self.agenda.now, template.tail_cpu_s) + template.tail_delay_s
-        self.agenda.at(done_s, self._ended, live)
+        self.cpu.do(template.tail_cpu_s, template.tail_delay_s, self._ended, live)
 
     def _ended(self, live: Live) -> None:
         self._end(live, ok=live.script.template.ok)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from paceline.model.request import Request, ResourceSample
 from paceline.stats.quantiles import quantile
 
 APP = "app"
 _MB = 1e6
+_SWITCH_S = 0.005  # sys.getswitchinterval()
+_BUSY = 0.5  # of the processor
 _MIN_RISE = 3  # requests in flight
 _MOST_BUSY = 0.9  # above, the share of own time that was waiting cannot be told
 
@@ -24,6 +28,16 @@ class Usage:
     miss_cpu_s: float
     hit_cpu_s: float
     mb_per_request: float | None
+
+    @property
+    def slice_s(self) -> float:
+        """Turn of the processor: CPython's, but a request gets by with some twenty, for the simulation's speed."""
+        return max(_SWITCH_S, self.miss_cpu_s / 20)
+
+    @property
+    def is_busy(self) -> bool:
+        """True when most of an application's slow own time is waiting for the processor."""
+        return self.busy_ratio > _BUSY
 
     def beyond_cpu(self, own_s: float, cpu_s: float) -> float:
         """The part of recorded own time that is neither processor time nor waiting for the processor.
@@ -58,7 +72,9 @@ def usage_of(
     inside = [(r, h) for r, h in zip(requests, hits, strict=True) if samples[0].at_s <= r.ended_s <= samples[-1].at_s]
     n_hit = sum(hit for _, hit in inside)
     n_miss = max(1, len(inside) - n_hit)
-    hit_cpu_s = min(_hit_cpu_s(samples, [r for r, hit in inside if hit], called_s), used_s / max(1, len(inside)))
+    began_s = [r.started_s for r, hit in inside if not hit]
+    hit_cpu_s = _hit_cpu_s(samples, [r for r, hit in inside if hit], began_s, called_s)
+    hit_cpu_s = min(hit_cpu_s, used_s / max(1, len(inside)))
     return Usage(
         cores=cores,
         busy_ratio=used_s / span_s / cores,
@@ -68,7 +84,9 @@ def usage_of(
     )
 
 
-def _hit_cpu_s(samples: list[ResourceSample], hits: list[Request], called_s: Sequence[float]) -> float:
+def _hit_cpu_s(
+    samples: list[ResourceSample], hits: list[Request], missed_s: Sequence[float], called_s: Sequence[float]
+) -> float:
     """Processor time of an answer from the cache.
 
     The quickest hits met no queue: they are processor time, unless the processor was never free. Then what tells is
@@ -79,16 +97,12 @@ def _hit_cpu_s(samples: list[ResourceSample], hits: list[Request], called_s: Seq
         return 0.0
     quickest_s = quantile(cached_s, 0.1)
     edges = [s.at_s for s in samples]
-    n_hits, n_calls = _counts(edges, [r.ended_s for r in hits]), _counts(edges, called_s)
-    used_s = [b.cpu_s - a.cpu_s for a, b in pairwise(samples)]
-    hh, cc = (math.fsum(n * n for n in counts) for counts in (n_hits, n_calls))
-    hc = math.fsum(h * c for h, c in zip(n_hits, n_calls, strict=True))
-    hu, cu = (math.fsum(n * u for n, u in zip(counts, used_s, strict=True)) for counts in (n_hits, n_calls))
-    determinant = hh * cc - hc * hc
-    if determinant <= 1e-9 * max(1.0, hh * cc):
-        return quickest_s
-    fitted_s = (hu * cc - cu * hc) / determinant
-    return min(quickest_s, max(fitted_s, 0.0)) if quickest_s > 2 * fitted_s else quickest_s
+    causes = [[r.ended_s for r in hits], missed_s, called_s]
+    counts = np.array([_counts(edges, times) for times in causes], dtype=float).T
+    used_s = np.array([b.cpu_s - a.cpu_s for a, b in pairwise(samples)])
+    fitted, _, rank, _ = np.linalg.lstsq(counts, used_s)
+    fitted_s = max(0.0, float(fitted[0])) if rank == len(causes) else quickest_s
+    return fitted_s if quickest_s > 2 * fitted_s else quickest_s
 
 
 def _counts(edges: list[float], times: Sequence[float]) -> list[int]:

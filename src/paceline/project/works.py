@@ -30,7 +30,7 @@ class Works:
         self.failed = failed
         self.cost_usd: float | None = 0.0
         self.gates = {
-            model: Gatekeeper(agenda, gate.quota, queued=gate.queued, size=gate.size)
+            model: Gatekeeper(agenda, gate.quota, queued=gate.queued, size=gate.size, ratio=draws.quota_ratio)
             for model, gate in plan.gates.items()
         }
         self._stores = {position: Store(c.entries, c.ttl_s) for position, c in plan.step_caches.items()}
@@ -62,8 +62,7 @@ class Works:
         """All it waited for is done: the application's own time, then the call."""
         job = Job(live, index)
         work = job.work
-        begin_s = self.cpu.done_s(self.agenda.now, work.cpu_s) + work.delay_s + work.fault_s
-        self.agenda.at(begin_s, self._call, job)
+        self.cpu.do(work.cpu_s, work.delay_s + work.fault_s, self._call, job)
 
     def _call(self, job: Job) -> None:
         work = job.work

@@ -65,6 +65,7 @@ def test_known_prices_are_exact_and_unknown_ones_unknown() -> None:
     assert price.cost_usd(1_000_000, 0) == pytest.approx(2.5)
     assert price.cost_usd(1_000_000, 100_000, cached_tokens=1_000_000) == pytest.approx(1.25 + 1.0)
     assert price_of("a-model-nobody-sells") is None
+    assert price_of("text-embedding-3-small") == price_of("text-embedding-3-small", "openai") != None  # noqa: E711
 
 
 def figures(**known: object) -> Figures:

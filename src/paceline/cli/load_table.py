@@ -111,4 +111,3 @@ def _generator(info: ScenarioInfo) -> str:
     lag_ms = (info.lag_p99_s or 0.0) * 1e3
     said = f"generator: p99 {lag_ms:.1f} ms late, {info.generator_cpu_ratio or 0.0:.0%} of a core, seed {info.seed}"
     return said + (f"; {info.stopped}" if info.stopped else "")
-

@@ -28,7 +28,13 @@ _DEFAULT_UPSTREAM = "https://api.openai.com"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--name", default="record", help="name of the run (default %(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder for runs (default runs)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path(".paceline/runs"),
+        metavar="DIR",
+        help="folder for runs (default .paceline/runs)",
+    )
     parser.add_argument("--upstream", metavar="URL", help="provider behind the gateway (default: OPENAI_BASE_URL)")
     parser.add_argument("--no-gateway", action="store_true", help="leave the model calls' way alone; no cost per call")
     parser.add_argument("--ready", metavar="URL", help="say when this URL answers; give up when it never does")

@@ -18,6 +18,9 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
         return fresh * self.input_usd + cached_tokens * self.cached_input_usd + output_tokens * self.output_usd
 
 
+_PROVIDERS = ("openai", "anthropic", "google")
+
+
 @lru_cache(maxsize=512)
 def price_of(model: str, provider: str | None = None) -> Price | None:
     """Price of `model`, or None when genai-prices does not know it. The first call imports it (0.2 s).
@@ -26,14 +29,17 @@ def price_of(model: str, provider: str | None = None) -> Price | None:
     """
     from genai_prices import Usage, calc_price
 
-    def per_token(usage: Usage) -> float:
-        return float(calc_price(usage, model_ref=model, provider_id=provider).total_price) / 1000
+    def per_token(usage: Usage, source: str | None) -> float:
+        return float(calc_price(usage, model_ref=model, provider_id=source).total_price) / 1000
 
-    try:
-        return Price(
-            input_usd=per_token(Usage(input_tokens=1000)),
-            output_usd=per_token(Usage(output_tokens=1000)),
-            cached_input_usd=per_token(Usage(input_tokens=1000, cache_read_tokens=1000)),
-        )
-    except LookupError:
-        return None
+    # Without a provider only well-known chat models are found by name; the largest provider's embeddings are not.
+    for source in (provider,) if provider else (None, *_PROVIDERS):
+        try:
+            return Price(
+                input_usd=per_token(Usage(input_tokens=1000), source),
+                output_usd=per_token(Usage(output_tokens=1000), source),
+                cached_input_usd=per_token(Usage(input_tokens=1000, cache_read_tokens=1000), source),
+            )
+        except LookupError:
+            continue
+    return None

@@ -33,13 +33,14 @@ _STALE_NS = 60_000_000_000  # a span this long after its request ended belongs t
 class LiveTrace:
     """What the spans of one request share while it runs. Freed with its last span."""
 
-    __slots__ = ("edges", "ended_ns", "flow", "hex_id", "id")
+    __slots__ = ("asked", "edges", "ended_ns", "flow", "hex_id", "id")
 
     def __init__(self, trace_id: int) -> None:
         self.id = trace_id
         self.hex_id = f"{trace_id:032x}"
         self.flow = Flow()
         self.edges: dict[str, str] = {}  # see trace.callers.WrapperRule
+        self.asked: set[int] = set()  # hashes of the texts asked so far
         self.ended_ns = 0
 
 
@@ -132,6 +133,7 @@ class Recorder:
         parent: LiveSpan | None = None,
         callers: bool = False,
         cpu: bool = False,
+        asks: str | None = None,
     ) -> LiveSpan:
         """Begin a span below `parent`, by default the current one. It is not made current.
 
@@ -141,6 +143,8 @@ class Recorder:
             parent: The span it belongs to.
             callers: Note the application's frames.
             cpu: Count the thread's CPU time; only for work that ends on this thread and yields to no other meanwhile.
+            asks: What the call asks, where that is a text. The very same call made again, from wherever, is one step
+                done twice and so tells nothing about wrappers.
         """
         above = parent or current.get()
         now_ns = time.monotonic_ns() + self._offset_ns
@@ -152,7 +156,10 @@ class Recorder:
             span = LiveSpan(above.trace, next(self._numbers), above.span_id, kind, name)
         if callers:
             span.callers = self.frames.chain()
-            self.rule.learn(span.callers, span.trace.edges)
+            asked, question = span.trace.asked, hash(asks)
+            if asks is None or question not in asked:
+                self.rule.learn(span.callers, span.trace.edges)
+                asked.add(question)
         if cpu:
             span.cpu_ns = -time.thread_time_ns()
         span.start_ns = now_ns

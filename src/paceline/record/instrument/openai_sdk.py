@@ -37,12 +37,13 @@ def instrument(recorder: Recorder, module: ModuleType) -> None:
         if operation is None or not isinstance(body, dict):
             return None
         model = str(body.get("model", ""))
-        span = recorder.start(operation[0], f"{operation[1]} {model}", callers=True, cpu=cpu)
+        prompt = "\n".join(prompt_texts(body))
+        span = recorder.start(operation[0], f"{operation[1]} {model}", callers=True, cpu=cpu, asks=prompt)
         span.fields["model"] = model
         span.attributes[PROVIDER] = "openai"
         if kwargs.get("stream"):
             span.attributes[STREAM] = True
-        used = span.trace.flow.uses("\n".join(prompt_texts(body)))
+        used = span.trace.flow.uses(prompt)
         if used:
             span.attributes[USES] = used
         return span

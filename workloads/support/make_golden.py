@@ -11,7 +11,7 @@ from make_traffic import HERE, question_of, sections
 SESSION = 0  # nobody's: golden questions have no conversation before them
 
 MUST_SAY = {
-    "I’m interested in working on a different or additional project. How can I do that?": "let the engineering staffing lead know",
+    "I’m interested in working on a different or additional project. How can I do that?": "the engineering staffing lead",
     "How can I become an interviewer or resume reviewer?": "be a SME to be an interviewer",
     "Should I compensate research participants?": "you should compensate them for their time",
     "What is PII?": "determining what is and isn't PII",
@@ -27,7 +27,7 @@ MUST_SAY = {
     "How do people dress in Chicago?": "Feel free to dress how you like",
     "How do I get a one-time password when I work from home?": "To get a one time password",
     "How do I visit another GSA building when I work from home?": "Your badge should work in other GSA buildings",
-    "Are there times we shouldn’t collaborate with our partners?": "there are some situations where we might limit access",
+    "Are there times we shouldn’t collaborate with our partners?": "we might limit access",
     "What kind of help can the Writing Lab offer?": "happy to offer you generative, developmental",
     "What should I do if my issue isn't picked up?": "within three days of you filing it",
     "What is internal hiring?": "not posted to USAJobs",

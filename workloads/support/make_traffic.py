@@ -1,7 +1,7 @@
 """Make the support desk's traffic: `python make_traffic.py`, which writes requests, cache, streamed and history files.
 
 Topics are questions that stand as headings in the handbook. Their popularity follows Zipf-Mandelbrot, the usual law of
-what people ask: here ten topics of 115 make up 68 % of the traffic. People type the same question in different
+what people ask: here ten topics of 115 make up 70 % of the traffic. People type the same question in different
 ways (case, question mark, spaces), and a few ask it in other words, which is a topic of its own.
 """
 
@@ -16,12 +16,12 @@ HERE = Path(__file__).parent
 SECTIONS = HERE / "data" / "handbook18f_sections.jsonl"
 SEED = 18
 
-ZIPF_S, ZIPF_Q = 1.75, 3.0  # the k-th topic is asked 1 / (k + q)**s as often as the first
-VARIANTS = 24  # requests on one line: a typed form and a session each
+ZIPF_S, ZIPF_Q = 1.8, 3.0  # the k-th topic is asked 1 / (k + q)**s as often as the first
+VARIANTS = 30  # requests on one line: a typed form and a session each
 SESSIONS = 150
 RETURNING = 90  # of them have talked to the desk before
 TURNS = (1, 4)  # questions a returning session has asked
-CACHE_TOPICS, CACHE_ROUNDS = 25, 8  # of the cold-against-warm test
+CACHE_TOPICS, CACHE_ROUNDS = 15, 12  # of the cold-against-warm test
 STREAMED = 40  # questions of the chat page
 
 # Headings that mean nothing without the page they stand on.
@@ -68,17 +68,22 @@ def forms(question: str) -> list[tuple[str, float]]:
     bare = question.rstrip("?!. ")
     lower = bare.lower()
     return [
-        (lower, 4.0),
-        (question, 3.0),
-        (lower + "?", 3.0),
+        (lower, 3.0),
+        (question, 2.5),
+        (lower + "?", 2.5),
         (bare, 2.0),
         (lower + " ?", 1.0),
         (lower + "??", 1.0),
-        (lower.capitalize() + "?", 1.0),
-        (question + " ", 0.7),
+        (lower.capitalize() + "?", 1.5),
+        (lower.capitalize(), 1.5),
+        (question + " ", 1.0),
+        (lower + " ", 1.0),
         (" " + lower, 0.5),
-        (lower + ".", 0.5),
-        (lower.replace(" ", "  ", 1), 0.4),
+        (lower + ".", 0.7),
+        (lower + "...", 0.5),
+        (lower + "!", 0.3),
+        (lower.replace(" ", "  ", 1), 0.5),
+        (bare.title() + "?", 0.3),
         (bare.upper() + "?", 0.3),
     ]
 

@@ -18,6 +18,7 @@ from starlette.background import BackgroundTask
 from starlette.types import Scope
 
 from support.desk import Desk, Pending
+from support.pieces import Pieces
 from support.settings import from_env
 
 STATIC = Path(__file__).parent / "static"
@@ -47,16 +48,16 @@ async def chat(question: Question) -> Response:
     """Answer a question: JSON with answer, intent and sources, or server-sent events."""
     desk: Desk = app.state.desk
     if question.stream and settings.stream:
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        pending = await desk.ask(question.message, question.session, pieces.put_nowait)
-        pending.draft.add_done_callback(lambda _: pieces.put_nowait(None))
+        pieces = Pieces()
+        pending = await desk.ask(question.message, question.session, pieces.hear)
+        pending.draft.add_done_callback(lambda _: pieces.end())
         headers = {"x-cache": pending.cache, "cache-control": "no-store"}
-        after = BackgroundTask(_check, pending)
-        return StreamingResponse(_events(pending, pieces), 200, headers, "text/event-stream", after)
+        events = _events(pending, pieces)
+        return StreamingResponse(events, 200, headers, "text/event-stream", BackgroundTask(_check, pending))
     pending = await desk.ask(question.message, question.session)
     draft = await asyncio.shield(pending.draft)
-    after = BackgroundTask(_check, pending)
-    return JSONResponse(asdict(draft.reply), headers={"x-cache": pending.cache}, background=after)
+    headers = {"x-cache": pending.cache}
+    return JSONResponse(asdict(draft.reply), headers=headers, background=BackgroundTask(_check, pending))
 
 
 @app.get("/ready")
@@ -78,10 +79,10 @@ async def provider_failed(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": f"the model provider does not answer: {type(error).__name__}"}, 503)
 
 
-async def _events(pending: Pending, pieces: asyncio.Queue[str | None]) -> AsyncIterator[str]:
+async def _events(pending: Pending, pieces: Pieces) -> AsyncIterator[str]:
     """Pieces of the answer as they are written, then the whole reply."""
-    while (piece := await pieces.get()) is not None:
-        yield _event("piece", {"text": piece})
+    async for text in pieces:
+        yield _event("piece", {"text": text})
     try:
         draft = await asyncio.shield(pending.draft)
     except openai.OpenAIError as error:

@@ -44,9 +44,7 @@ class AsyncAssistant:
         await check()
         return Draft(reply)
 
-    async def prepare(
-        self, question: str, conversation: list[Message]
-    ) -> tuple[tuple[str, str], list[Section]]:
+    async def prepare(self, question: str, conversation: list[Message]) -> tuple[tuple[str, str], list[Section]]:
         """Intent and tone guidelines, and sections of the handbook."""
         if self.settings.parallel:
             return await asyncio.gather(self.judge(question, conversation), self.retrieve(question))

@@ -28,7 +28,9 @@ def raw_key(message: str) -> str:
 
 def text_key(message: str) -> str:
     """The message in lower case, runs of punctuation and white space as one space."""
-    kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in unicodedata.normalize("NFKC", message).casefold())
+    kept = (
+        c if unicodedata.category(c)[0] in "LNM" else " " for c in unicodedata.normalize("NFKC", message).casefold()
+    )
     return " ".join("".join(kept).split())
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from support.assistant import Assistant
 from support.async_assistant import AsyncAssistant, Listener
@@ -39,7 +39,7 @@ class Desk:
         self.history = History.load(DATA / "history.jsonl")
         self.cache = AnswerCache(settings)
         self.flights: Flights[Draft] = Flights()
-        self._running: set[asyncio.Task[Draft]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._ending = contextlib.AsyncExitStack()
         self.assistant: AsyncAssistant | None = None
         if settings.async_calls:
@@ -66,14 +66,17 @@ class Desk:
         work = self._work(key, message, session, listener)
         if self.settings.single_flight:
             return Pending("miss", self.flights.start(key, work))
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return Pending("miss", task)
+        return Pending("miss", self._keep(asyncio.create_task(work)))
 
     async def close(self) -> None:
         """End connections, and Redis where it is ours."""
         await self._ending.aclose()
+
+    def _keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Hold a task until it is done: the event loop itself does not."""
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
     def _known(self, reply: Reply, message: str, session: int) -> Pending:
         self.history.add(session, message, reply.answer)
@@ -90,7 +93,7 @@ class Desk:
         self.history.add(session, message, draft.reply.answer)
         self.cache.put(key, draft.reply)
         if self.second:
-            await self.second.put(key, draft.reply)
+            self._keep(asyncio.create_task(self.second.put(key, draft.reply)))  # the answer does not wait for it
         return draft
 
     def _answer_in_thread(self, message: str, conversation: list[Message]) -> Draft:
@@ -99,7 +102,7 @@ class Desk:
 
 
 async def in_own_thread(work: Callable[[], T]) -> T:
-    """Do blocking work in a thread of its own. The framework's pool has 40, and at peak hours questions queued for it."""
+    """Do blocking work in a thread of its own: the framework's pool has 40, and at peak hours questions queued."""
     done: Future[T] = Future()
 
     def run() -> None:

@@ -67,7 +67,11 @@ def answer(
     task = _ANSWER.format(tone=tone_guidelines, context=context, question=question)
     call = _call(task, settings.strong_model, ANSWER_TOKENS, conversation, settings)
     if settings.short_prompts:
-        call["messages"] = [{"role": "system", "content": SHORT_RULES}, *_recent(conversation, settings), *call["messages"]]
+        call["messages"] = [
+            {"role": "system", "content": SHORT_RULES},
+            *_recent(conversation, settings),
+            *call["messages"],
+        ]
     return call
 
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-
 START_TIMEOUT_S = 5.0
 PR_SET_PDEATHSIG = 1
 

@@ -115,6 +115,7 @@ class App:
     kept: Kept | None
     hits_s: list[float]  # recorded answers from the cache: time beyond `hit_cpu_s`
     hit_cpu_s: float
+    refused_cpu_s: float  # of an attempt that the provider's limit turned away
     cores: int  # that the application's Python can use at once; 0: CPU use was not recorded
     slice_s: float  # of processor time before the next in turn
     workers: int | None  # requests it works on at once, where it never did more although more waited

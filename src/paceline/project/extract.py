@@ -49,8 +49,8 @@ def extract(base: RunData, scenario: str) -> App:
     leaves = [leaf_calls(t) for t in missed]
     calls = [c for of_request in leaves for c in of_request]
     failed = {c.span_id: not t.ok for t, of_request in zip(missed, leaves, strict=True) for c in of_request}
-    called_s = [(c.end_ns - data.info.start_ns) / 1e9 for c in calls]
-    usage = usage_of(requests, hits, called_s, data.resources, assumptions)
+    attempted_s = [(a.end_ns - data.info.start_ns) / 1e9 for c in calls if c.to_provider for a in c.attempts]
+    usage = usage_of(requests, hits, attempted_s, data.resources, assumptions)
     paces, unknown = paces_of(calls)
     assumptions += [
         f"what {m} takes per token is not in the recording; its calls keep their time" for m in sorted(unknown)
@@ -79,6 +79,7 @@ def extract(base: RunData, scenario: str) -> App:
             if hit and r.ok and r.cache != "join" and not usage.is_busy
         ],
         hit_cpu_s=usage.hit_cpu_s,
+        refused_cpu_s=usage.attempt_cpu_s,
         cores=usage.cores,
         slice_s=usage.slice_s,
         workers=workers,
@@ -203,17 +204,23 @@ class _Recorder:
     def _with_cpu(self, templates: list[Template]) -> list[Template]:
         """Split the application's own time into processor time, where it can queue, and the rest.
 
-        A processor's share is told apart by place (a step's first call, its second, ...): the mean own time there,
-        scaled so that all of them come to what the resource samples say a request takes.
+        Each call to the provider takes what an attempt takes. What the resource samples say a request takes besides
+        is told apart by place (a step's first call, its second, ...) in proportion to the mean own time there.
         """
         own_s: dict[tuple[str, int], list[float]] = defaultdict(list)
+        asking: set[tuple[str, int]] = set()
         for template in templates:
             for place, work in _places(template):
                 own_s[place].append(work.delay_s)
+                if work.model is not None:
+                    asking.add(place)
             own_s[_TAIL].append(template.tail_delay_s)
         total_s = sum(map(sum, own_s.values())) / max(1, len(templates))
-        share = min(1.0, self.usage.miss_cpu_s / total_s) if total_s > 0 else 0.0
-        cpu_s = {place: share * sum(times) / len(times) for place, times in own_s.items()}
+        share = min(1.0, self.usage.request_cpu_s / total_s) if total_s > 0 else 0.0
+        cpu_s = {
+            place: share * sum(times) / len(times) + (self.usage.attempt_cpu_s if place in asking else 0.0)
+            for place, times in own_s.items()
+        }
         most_s = {place: self._most_delay_s(times, cpu_s[place]) for place, times in own_s.items()}
 
         def delay_s(place: tuple[str, int], took_s: float) -> float:

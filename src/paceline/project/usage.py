@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ _MB = 1e6
 _SWITCH_S = 0.005  # sys.getswitchinterval()
 _BUSY = 0.5  # of the processor
 _MIN_RISE = 3  # requests in flight
+_INTERVALS = 150  # that processor use is explained over
 _MOST_BUSY = 0.9  # above, the share of own time that was waiting cannot be told
 
 
@@ -25,14 +27,15 @@ class Usage:
 
     cores: int  # 0: not recorded
     busy_ratio: float  # of these cores, over the scenario
-    miss_cpu_s: float
-    hit_cpu_s: float
+    request_cpu_s: float  # of an answer that is made, its calls to the provider aside
+    attempt_cpu_s: float  # of each attempt at a call to the provider, refused or served
+    hit_cpu_s: float  # of an answer from the cache
     mb_per_request: float | None
 
     @property
     def slice_s(self) -> float:
         """Turn of the processor: CPython's, but a request gets by with some twenty, for the simulation's speed."""
-        return max(_SWITCH_S, self.miss_cpu_s / 20)
+        return max(_SWITCH_S, (self.request_cpu_s + 4 * self.attempt_cpu_s) / 20)
 
     @property
     def is_busy(self) -> bool:
@@ -50,15 +53,15 @@ class Usage:
 def usage_of(
     requests: Sequence[Request],
     hits: Sequence[bool],
-    called_s: Sequence[float],
+    attempted_s: Sequence[float],
     resources: Sequence[ResourceSample],
     assumptions: list[str],
 ) -> Usage:
-    """Processor time per request, cached and not, and memory per request in flight.
+    """Processor time per request, cached and not, and per attempt; memory per request in flight.
 
     Args:
         requests: All of the scenario. hits: which of them a cache answered.
-        called_s: When each call of the others ended, seconds since the start of the run.
+        attempted_s: When each attempt at a call to the provider ended, seconds since the start of the run.
         resources: Samples of the application during the scenario.
         assumptions: A sentence is added when there are none.
     """
@@ -66,43 +69,63 @@ def usage_of(
     span_s = samples[-1].at_s - samples[0].at_s if len(samples) > 1 else 0.0
     if span_s <= 0:
         assumptions.append("no resource samples of the application: its own time is taken as fixed, memory as unknown")
-        return Usage(0, 0.0, 0.0, 0.0, None)
+        return Usage(0, 0.0, 0.0, 0.0, 0.0, None)
     used_s = max(0.0, samples[-1].cpu_s - samples[0].cpu_s)
     cores = max(1, math.ceil(_fastest(samples) - 0.25))
-    inside = [(r, h) for r, h in zip(requests, hits, strict=True) if samples[0].at_s <= r.ended_s <= samples[-1].at_s]
-    n_hit = sum(hit for _, hit in inside)
-    n_miss = max(1, len(inside) - n_hit)
-    began_s = [r.started_s for r, hit in inside if not hit]
-    hit_cpu_s = _hit_cpu_s(samples, [r for r, hit in inside if hit], began_s, called_s)
-    hit_cpu_s = min(hit_cpu_s, used_s / max(1, len(inside)))
+    missed = [r for r, hit in zip(requests, hits, strict=True) if not hit]
+    quick = [r for r, hit in zip(requests, hits, strict=True) if hit]
+    causes = [[r.ended_s for r in quick], [r.started_s for r in missed], list(attempted_s)]
+    hit_cpu_s, request_cpu_s, attempt_cpu_s = _costs_s(samples, causes, _quickest_s(quick))
     return Usage(
         cores=cores,
         busy_ratio=used_s / span_s / cores,
-        miss_cpu_s=max(0.0, used_s - n_hit * hit_cpu_s) / n_miss,
+        request_cpu_s=request_cpu_s,
+        attempt_cpu_s=attempt_cpu_s,
         hit_cpu_s=hit_cpu_s,
-        mb_per_request=_mb_per_request(samples, [r for r, hit in zip(requests, hits, strict=True) if not hit]),
+        mb_per_request=_mb_per_request(samples, missed),
     )
 
 
-def _hit_cpu_s(
-    samples: list[ResourceSample], hits: list[Request], missed_s: Sequence[float], called_s: Sequence[float]
-) -> float:
-    """Processor time of an answer from the cache.
-
-    The quickest hits met no queue: they are processor time, unless the processor was never free. Then what tells is
-    how much it was used between two samples, against the hits and calls that ended there (least squares).
-    """
+def _quickest_s(hits: list[Request]) -> float | None:
+    """The quickest answers from the cache met no queue, so they bound its processor time."""
     cached_s = [r.service_s for r in hits if r.ok and r.cache != "join"]
-    if not cached_s:
-        return 0.0
-    quickest_s = quantile(cached_s, 0.1)
-    edges = [s.at_s for s in samples]
-    causes = [[r.ended_s for r in hits], missed_s, called_s]
+    return quantile(cached_s, 0.1) if cached_s else None
+
+
+def _costs_s(samples: list[ResourceSample], causes: list[list[float]], most_hit_s: float | None) -> list[float]:
+    """Processor seconds of each cause: how much was used between samples, against the causes that fell there.
+
+    Least squares without negative costs, over intervals long enough to hold a cause and its work together. The costs
+    of work that is not cached are scaled so that everything comes to what was used.
+    """
+    picked = [*samples[:: max(1, len(samples) // _INTERVALS)]]
+    edges = [s.at_s for s in picked]
     counts = np.array([_counts(edges, times) for times in causes], dtype=float).T
-    used_s = np.array([b.cpu_s - a.cpu_s for a, b in pairwise(samples)])
-    fitted, _, rank, _ = np.linalg.lstsq(counts, used_s)
-    fitted_s = max(0.0, float(fitted[0])) if rank == len(causes) else quickest_s
-    return fitted_s if quickest_s > 2 * fitted_s else quickest_s
+    used_s = np.array([b.cpu_s - a.cpu_s for a, b in pairwise(picked)])
+    fitted = _non_negative(counts, used_s)
+    if most_hit_s is not None:
+        fitted[0] = min(fitted[0], most_hit_s)
+    number = counts.sum(axis=0)
+    rest_s = max(0.0, float(used_s.sum() - number[0] * fitted[0]))
+    explained_s = float(number[1:] @ fitted[1:])
+    if explained_s > 0:
+        fitted[1:] *= rest_s / explained_s
+    else:  # nothing stands out: an attempt and a request cost the same
+        fitted[1:] = rest_s / max(1.0, float(number[1:].sum()))
+    return [float(x) for x in fitted]
+
+
+def _non_negative(counts: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", used_s: "np.ndarray[Any, Any]") -> Any:
+    """Least squares with the causes of negative cost left out, one after the other."""
+    fitted = np.zeros(counts.shape[1])
+    active = [i for i in range(counts.shape[1]) if counts[:, i].any()]
+    while active:
+        found = np.linalg.lstsq(counts[:, active], used_s)[0]
+        if found.min() >= 0:
+            fitted[active] = found
+            break
+        active.pop(int(found.argmin()))
+    return fitted
 
 
 def _counts(edges: list[float], times: Sequence[float]) -> list[int]:

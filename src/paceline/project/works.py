@@ -100,7 +100,7 @@ class Works:
             return
         pause_s = self.draws.pause_s(job.attempt)
         job.attempt += 1
-        self.agenda.at(self.agenda.now + pause_s, self._ask, job)
+        self.cpu.do(self.plan.app.refused_cpu_s, pause_s, self._ask, job)
 
     def _serve(self, job: Job) -> None:
         """The provider has taken the call."""

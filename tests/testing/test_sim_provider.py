@@ -2,23 +2,44 @@
 
 import asyncio
 import base64
+import contextlib
+import itertools
 import json
-import os
-import signal
+import math
 import struct
-import subprocess
-import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import msgspec
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from paceline.testing import PRESETS, Faults, Model, ProviderConfig, SimulatedProvider
+from paceline.errors import ConfigError
+from paceline.testing import PRESETS, Faults, ProviderConfig, SimulatedProvider
+from paceline.testing.service import Service
+from paceline.wire.server import HttpRequest, Reply
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "json_schema", "schema"]) | st.text(), inner
+        )
+    ),
+    max_leaves=12,
+)
+LONG: Any = [{"role": "user", "content": "x" * 40_000}]
 USER: Any = [{"role": "user", "content": "How do I book travel?"}]
 
 
@@ -58,21 +79,6 @@ def test_an_answer_is_cut_at_max_tokens(client: openai.OpenAI) -> None:
     assert reply.choices[0].finish_reason == "length"
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 5
-
-
-def test_without_context_answers_are_longer(client: openai.OpenAI) -> None:
-    """The mean over 40 questions: vaguer and longer without context."""
-
-    def mean_tokens(prefix: str) -> float:
-        total = 0
-        for i in range(40):
-            ask: Any = [{"role": "user", "content": f"{prefix}Question: how to book trip {i}?"}]
-            usage = client.chat.completions.create(model="gpt-4o", messages=ask).usage
-            total += usage.completion_tokens if usage else 0
-        return total / 40
-
-    with_context = mean_tokens("Context:\nTrips are booked in Concur by the traveller.\n\n")
-    assert mean_tokens("") > 1.5 * with_context
 
 
 def test_embeddings_are_the_same_in_both_encodings(client: openai.OpenAI, provider: SimulatedProvider) -> None:
@@ -123,20 +129,23 @@ def test_a_wrong_key_is_refused_when_keys_are_configured() -> None:
 
 
 def test_a_limit_answers_429_with_the_real_headers() -> None:
-    """Six requests are a full bucket of 60 a minute; the seventh is told how long to wait."""
+    """One request a minute at speed 20: the second one waits up to three seconds of the wall clock."""
     with (
-        SimulatedProvider(limited(requests_per_min=60, tokens_per_min=100_000), speed=1.0) as provider,
-        openai.OpenAI(base_url=f"{provider.url}/v1", api_key="k", max_retries=0) as client,
-        pytest.raises(openai.RateLimitError) as refused,
+        SimulatedProvider(limited(requests_per_min=1, tokens_per_min=100_000), speed=20) as provider,
+        openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client,
     ):
-        for _ in range(12):
+        first = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=USER, max_tokens=1)
+        assert first.headers["x-ratelimit-remaining-requests"] == "0"
+        with pytest.raises(openai.RateLimitError) as refused:
             client.chat.completions.create(model="gpt-4o", messages=USER, max_tokens=1)
     headers = refused.value.response.headers
-    assert refused.value.code == "rate_limit_exceeded"
-    assert headers["x-ratelimit-limit-requests"] == "60"
-    assert headers["x-ratelimit-remaining-requests"] == "0"
-    assert 0 < int(headers["retry-after-ms"]) <= 1000
-    assert headers["retry-after"] == "1"
+    assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "requests")
+    assert headers["x-ratelimit-limit-requests"] == "1"
+    assert headers["x-ratelimit-limit-tokens"] == "100000"
+    assert 0 < int(headers["retry-after-ms"]) <= 3000
+    assert int(headers["retry-after"]) == math.ceil(int(headers["retry-after-ms"]) / 1000)
+    assert headers["x-paceline-speed"] == "20"
+    assert headers["x-request-id"]
 
 
 def test_the_sdks_own_retries_get_through_a_limit() -> None:
@@ -152,7 +161,7 @@ def test_the_sdks_own_retries_get_through_a_limit() -> None:
 
 
 def test_keys_have_limits_of_their_own() -> None:
-    with SimulatedProvider(limited(requests_per_min=60, burst_s=1.0), speed=1.0) as provider:
+    with SimulatedProvider(limited(requests_per_min=1), speed=50) as provider:
         for key in ("a", "b", "c"):
             with openai.OpenAI(base_url=f"{provider.url}/v1", api_key=key, max_retries=0) as client:
                 client.chat.completions.create(model="gpt-4o", messages=USER, max_tokens=1)
@@ -194,6 +203,7 @@ def test_what_was_asked_can_be_looked_at(client: openai.OpenAI, provider: Simula
         3,
         [("user", USER[0]["content"])],
     )
+    assert call.key == "k"
 
 
 def test_the_same_seed_answers_the_same_traffic_alike() -> None:
@@ -209,20 +219,278 @@ def test_the_same_seed_answers_the_same_traffic_alike() -> None:
     assert lengths() == lengths()
 
 
-def test_the_command_announces_itself_and_ends_on_sigterm() -> None:
-    command = [sys.executable, "-m", "paceline", "sim", "--port", "0", "--json", "--speed", "50"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
-        with urllib.request.urlopen(f"{url}/v1/models") as reply:
-            assert reply.headers["x-paceline-speed"] == "50"
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(10) == 0
-    with SimulatedProvider(ProviderConfig(models={"m": Model()})) as provider:
-        port = provider.url.rsplit(":", 1)[1]
-        taken = subprocess.run([*command[:4], "--port", port], capture_output=True, text=True, check=False)
-    assert taken.returncode == 2
-    assert len(taken.stderr.strip().splitlines()) == 1
+def test_refusals_change_nobodys_draws() -> None:
+    """A call that had to be tried again takes as long and says as much as one that was let in at once."""
+
+    def lengths(config: ProviderConfig) -> tuple[dict[str, int], int]:
+        now_s = 0.0
+        service = Service(config, seed=3, now_s=lambda: now_s)
+        for question in ("Why?", "When?", "Why?", "Who?"):
+            body = msgspec.json.encode({"model": "gpt-4o", "messages": [{"role": "user", "content": question}]})
+            for _ in range(4):  # a second apart, until it is let in
+                reply = service.handle(HttpRequest("POST", "/v1/chat/completions", [], body))
+                if not isinstance(reply, Reply):
+                    reply.close()
+                    break
+                now_s += 1.0
+        said = {f"{i} {c.turns[0][1]}": c.output_tokens for i, c in enumerate(c for c in service.calls if c.turns)}
+        return said, service.refused
+
+    free, none = lengths(ProviderConfig())
+    refused, some = lengths(limited(requests_per_min=30))
+    assert (free, none, len(free)) == (refused, 0, 4)
+    assert some > 0
+
+
+def test_draws_do_not_depend_on_who_comes_first(provider: SimulatedProvider) -> None:
+    """The same prompts in another order, streamed or plain: the same lengths."""
+
+    def lengths(order: list[int], *, stream: bool) -> dict[str, int]:
+        with (
+            SimulatedProvider(speed=500, seed=4) as fresh,
+            openai.OpenAI(base_url=fresh.base_url, api_key="k") as client,
+        ):
+            for i in order:
+                ask: Any = [{"role": "user", "content": f"Why {i}?"}]
+                reply = client.chat.completions.create(model="gpt-4o", messages=ask, stream=stream)
+                if stream:
+                    list(reply)
+            return {c.turns[0][1]: c.output_tokens for c in fresh.calls}
+
+    assert lengths([0, 1, 2, 3], stream=False) == lengths([3, 1, 0, 2], stream=True)
+
+
+def test_one_event_a_token(client: openai.OpenAI) -> None:
+    """Chunks can be counted as tokens at any speed, though many travel together."""
+    chunks = list(
+        client.chat.completions.create(
+            model="gpt-4o", messages=USER, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) == usage.completion_tokens
+
+
+def test_times_are_those_that_were_drawn() -> None:
+    """What the headers promise: the plain answer's time, the stream's first token; never earlier than drawn."""
+    with (
+        SimulatedProvider(speed=100, seed=5) as provider,
+        openai.OpenAI(base_url=provider.base_url, api_key="k") as client,
+    ):
+        for i in range(5):
+            ask: Any = [{"role": "user", "content": f"Why {i}?"}]
+            began_s = time.perf_counter()
+            raw = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=ask)
+            took_s = time.perf_counter() - began_s
+            promised_s = int(raw.headers["openai-processing-ms"]) / 1000
+            assert 0 < promised_s <= took_s + 0.002  # the event loop's timers are exact to a millisecond
+
+
+def test_json_is_answered_where_it_is_asked(client: openai.OpenAI) -> None:
+    ask: Any = [
+        {"role": "user", "content": "Classify the intent as JSON. Intents: travel, other.\n\nMessage: book travel"}
+    ]
+    schema: Any = {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "x",
+            "schema": {"type": "object", "properties": {"what": {"enum": ["other", "travel"]}}},
+        },
+    }
+    plain = client.chat.completions.create(model="gpt-4o", messages=ask, response_format={"type": "json_object"})
+    assert json.loads(plain.choices[0].message.content or "") == {"intent": "travel"}
+    shaped = client.chat.completions.create(model="gpt-4o", messages=ask, response_format=schema)
+    assert json.loads(shaped.choices[0].message.content or "") == {"what": "travel"}
+    with pytest.raises(openai.BadRequestError, match="must contain the word 'json'"):
+        client.chat.completions.create(model="gpt-4o", messages=USER, response_format={"type": "json_object"})
+
+
+def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="gpt-4o", messages=USER, stop=["asking"])
+    assert reply.choices[0].message.content == "Thank you for "
+    assert reply.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"messages": None}, "missing_required_parameter", "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "invalid_value", "robot"),
+        ({"max_tokens": 0}, "integer_below_min_value", "max_tokens"),
+        ({"max_tokens": "many"}, "invalid_type", "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, None, "at the same time"),
+        ({"n": 2}, None, "one choice"),
+        ({"stream_options": {"include_usage": True}}, None, "stream_options"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 40_000}], "model": "tiny"},
+            "context_length_exceeded",
+            "10000",
+        ),
+        ({"model": ""}, None, "model"),
+        ({"model": "text-embedding-3-small"}, None, "embedding"),
+    ],
+)
+def test_malformed_calls_are_refused_by_name(change: dict[str, Any], code: str | None, said: str) -> None:
+    """Status, code and parameter as OpenAI sends them; nothing of it is counted."""
+    config = ProviderConfig.of({"models": {"tiny": {"context_tokens": 100}}})
+    with SimulatedProvider(config, speed=200) as provider:
+        status, error = refusal(f"{provider.base_url}/chat/completions", {"model": "gpt-4o", "messages": USER} | change)
+        assert (status in (400, 403), error["code"], said in error["message"]) == (True, code, True)
+        assert (provider.answered, provider.refused) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"input": []}, {"input": ""}, {"input": [1.5]}, {"dimensions": 0}, {"encoding_format": "int8"}, {"input": None}],
+)
+def test_malformed_embeddings_are_refused(provider: SimulatedProvider, change: dict[str, Any]) -> None:
+    body = {"model": "text-embedding-3-small", "input": "x"} | change
+    assert refusal(f"{provider.base_url}/embeddings", body)[0] == 400
+
+
+def test_token_numbers_are_embedded_too(client: openai.OpenAI) -> None:
+    """Clients with a tokenizer send numbers; equal ones have equal vectors."""
+    both = client.embeddings.create(model="text-embedding-3-small", input=[[1, 2, 3], [1, 2, 3]])
+    assert both.data[0].embedding == both.data[1].embedding
+
+
+def test_other_paths_and_methods_are_refused(provider: SimulatedProvider) -> None:
+    assert refusal(f"{provider.base_url}/images/generations", {})[0] == 404
+    request = urllib.request.Request(f"{provider.base_url}/chat/completions", method="GET")
+    with pytest.raises(urllib.error.HTTPError) as wrong, urllib.request.urlopen(request):
+        pass
+    with wrong.value:
+        assert wrong.value.code == 405
+
+
+def test_a_request_larger_than_the_limit_is_told_so() -> None:
+    """No hint to wait: it will never fit."""
+    with (
+        SimulatedProvider(limited(tokens_per_min=100), speed=200) as provider,
+        openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client,
+        pytest.raises(openai.RateLimitError, match="Request too large") as refused,
+    ):
+        client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "x" * 500}])
+    assert "retry-after" not in refused.value.response.headers
+
+
+def test_failures_come_in_bursts() -> None:
+    """A chain that stays bad for five requests on average: as many failures as a coin's, in far fewer groups."""
+    faults = {"p_bad": 0.05, "p_good": 0.2, "bad_error": 1.0}
+    with SimulatedProvider(ProviderConfig.of({"faults": faults}), speed=5000, seed=2) as provider:
+        with openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client:
+            for i in range(300):
+                with contextlib.suppress(openai.InternalServerError):
+                    client.embeddings.create(model="text-embedding-3-small", input=f"text {i}")
+        failed = [call.fault == "bad_error" for call in provider.calls]
+    share = sum(failed) / len(failed)
+    groups = sum(now and not before for before, now in itertools.pairwise([False, *failed]))
+    assert 0.1 < share < 0.35
+    assert sum(failed) / groups > 2 / (1 - share)
+
+
+def test_a_cut_stream_ends_without_its_last_event_and_connections_survive() -> None:
+    """The fault hits one stream; the next call is served."""
+    config = ProviderConfig.of({"models": {"gpt-4": {"faults": {"cut_stream": 1.0}}}})
+    with (
+        SimulatedProvider(config, speed=200) as provider,
+        openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client,
+    ):
+        seen: list[Any] = []
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            seen.extend(client.chat.completions.create(model="gpt-4", messages=USER, stream=True))
+        assert not any(c.choices[0].finish_reason for c in seen)
+        assert client.chat.completions.create(model="gpt-4o", messages=USER).choices
+
+
+def test_the_next_calls_can_be_told_to_fail(provider: SimulatedProvider) -> None:
+    """Twice refused as told, then the SDK's retry gets through."""
+    provider.fail_next(429, times=2, retry_after_s=0.01)
+    with openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=2) as client:
+        assert client.chat.completions.create(model="gpt-4o", messages=USER, max_tokens=1)
+    assert [call.status for call in provider.calls[-3:]] == [429, 429, 200]
+
+
+def test_answers_can_be_given() -> None:
+    """A rule of one's own answers what it wants to; the rest follows the usual rules."""
+
+    def rule(turns: list[tuple[str, str]]) -> str | None:
+        return "It is 42." if "meaning" in turns[-1][1] else None
+
+    with (
+        SimulatedProvider(speed=200, rule=rule) as provider,
+        openai.OpenAI(base_url=provider.base_url, api_key="k") as client,
+    ):
+        texts = []
+        for question in ("The meaning of it?", "How do I book travel?"):
+            ask: Any = [{"role": "user", "content": question}]
+            texts.append(client.chat.completions.create(model="gpt-4o", messages=ask).choices[0].message.content)
+        assert texts[0] == "It is 42."
+        assert [call.kind for call in provider.calls] == ["own", "vague"]
+
+
+def test_each_block_starts_afresh() -> None:
+    """Full limits, no calls seen."""
+    provider = SimulatedProvider(limited(requests_per_min=1), speed=50)
+    for _ in range(2):
+        with provider, openai.OpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client:
+            client.chat.completions.create(model="gpt-4o", messages=USER, max_tokens=1)
+        assert len(provider.calls) == 1
+
+
+def test_a_client_that_leaves_ends_its_answer() -> None:
+    """A hanging call and a stream left in the middle: nothing keeps running, the next call is served."""
+
+    async def main() -> int:
+        config = ProviderConfig.of({"models": {"gpt-4": {"faults": {"timeout": 1.0}}}})
+        async with SimulatedProvider(config, speed=5) as provider:
+            async with openai.AsyncOpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client:
+                with pytest.raises(openai.APITimeoutError):
+                    await client.chat.completions.create(model="gpt-4", messages=USER, timeout=0.05)
+                stream = await client.chat.completions.create(model="gpt-4o", messages=USER, stream=True)
+                await anext(stream)
+                await stream.close()
+                assert (await client.embeddings.create(model="text-embedding-3-small", input="x")).data
+            assert [call.status for call in provider.calls] == [0, 200, 200]
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_impossible_speed_is_refused(speed: float) -> None:
+    with pytest.raises(ValueError, match="speed must be above 0"):
+        SimulatedProvider(speed=speed)
+
+
+def test_a_taken_port_is_one_error_in_both_doors() -> None:
+    with SimulatedProvider() as provider:
+        with pytest.raises(ConfigError, match="cannot listen"), SimulatedProvider(port=provider.port):
+            pass
+
+        async def enter() -> None:
+            async with SimulatedProvider(port=provider.port):
+                pass
+
+        with pytest.raises(ConfigError, match="cannot listen"):
+            asyncio.run(enter())
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "messages", "input", "stop", "stream", "response_format", "tools"]), JSON)
+)
+def test_no_body_breaks_it(body: dict[str, Any]) -> None:
+    """Whatever JSON comes, the answer is one of the API's own."""
+    service = Service(ProviderConfig(), speed=1e9)
+    for path, model in (("/v1/chat/completions", "gpt-4o"), ("/v1/embeddings", "text-embedding-3-small")):
+        for call in (body, {"messages": USER, "input": "x"} | body | {"model": model}):
+            sent = HttpRequest(method="POST", target=path, headers=[], body=msgspec.json.encode(call))
+            reply = service.handle(sent)
+            if not isinstance(reply, Reply):
+                reply.close()
+            elif isinstance(reply.body, bytes):
+                assert msgspec.json.decode(reply.body)["error"]["message"]
 
 
 def post(url: str, body: object) -> Any:
@@ -230,3 +498,10 @@ def post(url: str, body: object) -> Any:
     request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
     with urllib.request.urlopen(request) as reply:
         return json.load(reply)
+
+
+def refusal(url: str, body: object) -> tuple[int, Any]:
+    with pytest.raises(urllib.error.HTTPError) as wrong:
+        post(url, body)
+    with wrong.value:
+        return wrong.value.code, json.load(wrong.value)["error"]

@@ -7,13 +7,16 @@ example: paceline sim --speed 10
 import argparse
 import asyncio
 import json
+import math
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paceline.testing import ProviderConfig
+    from paceline.testing import Model, ProviderConfig, SimulatedProvider
+
+_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,43 +36,43 @@ def run(args: argparse.Namespace) -> int:
     from paceline.errors import ConfigError
     from paceline.testing import ProviderConfig, SimulatedProvider, load_config
 
-    if args.speed <= 0:
+    if not 0 < args.speed < math.inf:
         msg = f"--speed must be above 0; got {args.speed:g}"
         raise ConfigError(msg)
     config = load_config(args.config) if args.config else ProviderConfig()
-
-    async def until_stopped() -> int:
-        loop = asyncio.get_running_loop()
-        stopped: asyncio.Future[int] = loop.create_future()
-
-        def stop(number: int) -> None:
-            if not stopped.done():
-                stopped.set_result(number)
-
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, stop, each)
-        provider = SimulatedProvider(config, speed=args.speed, seed=args.seed, host=args.host, port=args.port)
-        async with provider:
-            if args.json:
-                print(json.dumps({"url": provider.url, "port": int(provider.url.rsplit(":", 1)[1])}), flush=True)
-            else:
-                print(
-                    f"simulated provider on {provider.url} (for SDKs: {provider.url}/v1); stop with Ctrl-C", flush=True
-                )
-            print(_described(config, args.speed), file=sys.stderr, flush=True)
-            number = await stopped
-        print(f"paceline: stopped; {provider.answered:,} answered, {provider.refused:,} refused", file=sys.stderr)
-        return number
-
-    return 130 if uvloop.run(until_stopped()) == signal.SIGINT else 0
+    provider = SimulatedProvider(config, speed=args.speed, seed=args.seed, host=args.host, port=args.port, keep_calls=0)
+    number = uvloop.run(_until_told(provider, args))
+    print(f"paceline: stopped; {provider.answered:,} answered, {provider.refused:,} refused", file=sys.stderr)
+    return _INTERRUPTED if number == signal.SIGINT else 0
 
 
-def _described(config: "ProviderConfig", speed: float) -> str:
-    limited = [
-        f"{name} {m.requests_per_min or 'no limit of'} requests/min"
-        + (f", {m.tokens_per_min:g} tokens/min" if m.tokens_per_min else "")
-        for name, m in config.models.items()
-        if m.requests_per_min or m.tokens_per_min
-    ]
+async def _until_told(provider: "SimulatedProvider", args: argparse.Namespace) -> int:
+    """Serve, and return the signal that ended it."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[int] = loop.create_future()
+
+    def stop(number: int) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    async with provider:
+        # First what it is, then that it is there: who waits for the address may stop reading after it.
+        print(_described(provider.config, args.speed, args.seed), file=sys.stderr, flush=True)
+        if args.json:
+            print(json.dumps({"url": provider.url, "port": provider.port}), flush=True)
+        else:
+            print(f"simulated provider on {provider.url} (for SDKs: {provider.base_url}); stop with Ctrl-C", flush=True)
+        return await told
+
+
+def _described(config: "ProviderConfig", speed: float, seed: int) -> str:
     pace = "real pace" if speed == 1 else f"{speed:g} times real pace"
-    return f"models at {pace}: {', '.join(config.models)}; limits: {'; '.join(limited) or 'none'}"
+    models = ", ".join(f"{name} ({limits})" if (limits := _limits(m)) else name for name, m in config.models.items())
+    return f"models at {pace}, seed {seed}: {models}"
+
+
+def _limits(model: "Model") -> str:
+    limits = ((model.requests_per_min, "requests/min"), (model.tokens_per_min, "tokens/min"))
+    return ", ".join(f"{value:,.0f} {unit}" for value, unit in limits if value)

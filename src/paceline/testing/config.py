@@ -2,11 +2,13 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from paceline.errors import ConfigError
+
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -14,36 +16,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model. Times are seconds at its real pace; lengths are tokens; None: no limit."""
-
-    kind: str = "chat"  # or "embedding"
-    ttft_p50_s: float = 0.4  # to the first token, log-normal; for an embedding: to the answer
-    ttft_p95_s: float = 1.0
-    token_gap_s: float = 0.012  # between tokens, gamma with a coefficient of variation of 0.5
-    output_p50_tokens: float = 129.0  # log-normal; both from the Azure conversation trace of 2023
-    output_p90_tokens: float = 424.0
-    no_context_ratio: float = 2.2  # an answer without context is this much longer
-    requests_per_min: float | None = None
-    tokens_per_min: float | None = None
-    burst_s: float = 6.0  # a full bucket holds what the limit allows in this time
-    dimensions: int = 384
-
-    def __post_init__(self) -> None:
-        _require(self.kind in ("chat", "embedding"), f"kind must be chat or embedding; got {self.kind!r}")
-        _require(0 < self.ttft_p50_s <= self.ttft_p95_s, "ttft_p50_s must be above 0 and not above ttft_p95_s")
-        _require(
-            0 < self.output_p50_tokens <= self.output_p90_tokens, "output_p50_tokens must be 1 to output_p90_tokens"
-        )
-        _require(self.token_gap_s >= 0, f"token_gap_s must not be negative; got {self.token_gap_s:g}")
-        _require(self.burst_s > 0, f"burst_s must be above 0; got {self.burst_s:g}")
-        for name in ("requests_per_min", "tokens_per_min"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} must be above 0; got {value}")
-
-
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Shares of requests that go wrong, 0 to 1. Bursts follow a two-state chain over the order of arrival."""
+    """Shares of admitted requests that go wrong, 0 to 1.
+
+    The first three fall on requests by their prompts. Bursts of 503 follow a two-state chain (Gilbert and Elliott) over
+    the order of arrival, as real outages do.
+    """
 
     error_500: float = 0.0
     timeout: float = 0.0  # accepted, never answered
@@ -55,9 +33,48 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             _require(0 <= getattr(self, name) <= 1, f"{name} must be 0 to 1; got {getattr(self, name)}")
+        total = self.error_500 + self.timeout + self.cut_stream
+        _require(total <= 1, f"error_500, timeout and cut_stream must be at most 1 together; got {total:g}")
 
 
-_EMBEDDING = Model(kind="embedding", ttft_p50_s=0.12, ttft_p95_s=0.3, token_gap_s=0.0)
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model. Times are seconds at its real pace; lengths are tokens; None: no limit."""
+
+    kind: str = "chat"  # or "embedding"
+    ttft_p50_s: float = 0.4  # to the first token, log-normal; for an embedding: to the answer
+    ttft_p95_s: float = 1.0
+    ttft_per_1000_tokens_s: float = 0.0  # added for every 1,000 tokens of input
+    token_gap_s: float = 0.012  # between tokens, gamma with a coefficient of variation of 0.5
+    output_p50_tokens: float = 129.0  # log-normal; both from the Azure conversation trace of 2023
+    output_p90_tokens: float = 424.0
+    no_context_ratio: float = 2.2  # an answer without context is this much longer
+    max_output_tokens: int = 4096
+    context_tokens: int = 128_000  # longer prompts are refused; of an embedding: for each input
+    requests_per_min: float | None = None
+    tokens_per_min: float | None = None
+    burst_s: float = 6.0  # a full bucket holds what the limit allows in this time
+    dimensions: int = 384  # of an embedding, unless the call says how many
+    faults: Faults | None = None  # None: those of the whole provider
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("chat", "embedding"), f"kind must be chat or embedding; got {self.kind!r}")
+        _require(0 < self.ttft_p50_s <= self.ttft_p95_s, "ttft_p50_s must be above 0 and not above ttft_p95_s")
+        lengths = 1 <= self.output_p50_tokens <= self.output_p90_tokens
+        _require(lengths, "output_p50_tokens must be at least 1 and not above output_p90_tokens")
+        for name in ("token_gap_s", "ttft_per_1000_tokens_s"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative; got {getattr(self, name):g}")
+        for name in ("requests_per_min", "tokens_per_min", "burst_s", "no_context_ratio"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be above 0; got {value}")
+        for name in ("max_output_tokens", "context_tokens", "dimensions"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
+        _require(
+            self.dimensions <= MAX_DIMENSIONS, f"dimensions must be at most {MAX_DIMENSIONS}; got {self.dimensions}"
+        )
+
+
+MAX_DIMENSIONS = 4096
+_EMBEDDING = Model(kind="embedding", ttft_p50_s=0.12, ttft_p95_s=0.3, token_gap_s=0.0, context_tokens=8192)
 
 # Knobs read off published measurements that differ among themselves by up to ten times; never claims about a product.
 PRESETS: dict[str, Model] = {
@@ -77,7 +94,24 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Model] = msgspec.field(default_factory=lambda: dict(PRESETS))
     faults: Faults = Faults()
     api_keys: list[str] = []  # when given, any other key is refused with 401
-    failed_count: bool = False  # refused requests count against the limit too
+    failed_count: bool = False  # refused and failed requests count against the limit too
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Self:
+        """The configuration in the shape of its TOML file: `{"models": {"gpt-4o": {"requests_per_min": 60}}}`.
+
+        Models override fields of the preset of their name, or are new. ValueError: unknown or impossible field.
+        """
+        rest = {name: value for name, value in raw.items() if name != "models"}
+        models = raw.get("models", {})
+        if not isinstance(models, dict) or not all(isinstance(fields, dict) for fields in models.values()):
+            msg = 'models must be tables like [models."gpt-4o"]'
+            raise ValueError(msg)
+        found = {
+            name: _converted({**_preset(name), **fields}, Model, f"models.{name}") for name, fields in models.items()
+        }
+        whole = _converted(rest, _Rest, "")
+        return cls(models={**PRESETS, **found}, **msgspec.structs.asdict(whole))
 
 
 def load_config(path: Path) -> ProviderConfig:
@@ -87,22 +121,16 @@ def load_config(path: Path) -> ProviderConfig:
         ConfigError: missing file, wrong TOML, unknown or impossible field; the message names the place.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return ProviderConfig.of(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror}"
         raise ConfigError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"{path}: not valid TOML: {error}"
         raise ConfigError(msg) from error
-    try:
-        models = {**PRESETS, **{name: _model(name, fields) for name, fields in raw.pop("models", {}).items()}}
-        config = msgspec.convert(raw, _Rest)
-    except (msgspec.ValidationError, ValueError, AttributeError) as error:
+    except ValueError as error:
         msg = f"{path}: {error}"
         raise ConfigError(msg) from error
-    return ProviderConfig(
-        models=models, faults=config.faults, api_keys=config.api_keys, failed_count=config.failed_count
-    )
 
 
 class _Rest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,10 +139,15 @@ class _Rest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     failed_count: bool = False
 
 
-def _model(name: str, fields: dict[str, Any]) -> Model:
-    preset = msgspec.to_builtins(PRESETS[name]) if name in PRESETS else {}
+def _preset(name: str) -> dict[str, Any]:
+    return {k: v for k, v in msgspec.structs.asdict(PRESETS[name]).items() if v is not None} if name in PRESETS else {}
+
+
+def _converted(raw: dict[str, Any], kind: type[_T], where: str) -> _T:
     try:
-        return msgspec.convert({**preset, **fields}, Model)
-    except (msgspec.ValidationError, TypeError) as error:
-        msg = f"models.{name}: {error}"
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        known = ", ".join(kind.__struct_fields__)
+        hint = f" (known: {known})" if "unknown field" in str(error) else ""
+        msg = f"{where}{': ' if where else ''}{error}{hint}"
         raise ValueError(msg) from error

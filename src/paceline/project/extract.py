@@ -25,6 +25,7 @@ MIN_REQUESTS = 30
 _TIMEOUT = "timeout"
 _TAIL = ("", 0)  # the time after the last call, as a place
 _MIN_REPEATED = 10
+_QUICKEST = 0.02  # share of the requests that met no queue, even on a busy processor
 _MAX_LOST = 0.2  # share of requests without their trace: above, the recording is not whole
 _CACHED_SHARE = 0.5  # of the repeated questions answered from a cache: there is one
 
@@ -50,7 +51,7 @@ def extract(base: RunData, scenario: str) -> App:
     calls = [c for of_request in leaves for c in of_request]
     failed = {c.span_id: not t.ok for t, of_request in zip(missed, leaves, strict=True) for c in of_request}
     attempted_s = [(a.end_ns - data.info.start_ns) / 1e9 for c in calls if c.to_provider for a in c.attempts]
-    usage = usage_of(requests, hits, attempted_s, data.resources, assumptions)
+    usage = usage_of(requests, hits, attempted_s, data.resources, assumptions, speed=data.info.speed)
     paces, unknown = paces_of(calls)
     assumptions += [
         f"what {m} takes per token is not in the recording; its calls keep their time" for m in sorted(unknown)
@@ -237,7 +238,7 @@ class _Recorder:
         """With a busy processor slow own time is waiting for it: nobody's delay is longer than a quick request's."""
         if not self.usage.is_busy:
             return math.inf
-        return max(0.0, quantile(own_s, 0.1) - cpu_s)
+        return max(0.0, quantile(own_s, _QUICKEST) - cpu_s)
 
 
 def _places(template: Template) -> Iterator[tuple[tuple[str, int], Work]]:

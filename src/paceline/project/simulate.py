@@ -89,7 +89,11 @@ class _Simulation:
         self.out.requests += 1
         self.agenda.at(self.agenda.now + self.load.timeout_s, self._time_out, live)
         if not self.plan.workers_hits or self._worker(live):
-            self._look_up(live)
+            self._enter(live)
+
+    def _enter(self, live: Live) -> None:
+        """Reading the request and looking it up takes what a hit takes, whether it is one or not."""
+        self.cpu.do(self.plan.app.hit_cpu_s, 0.0, self._look_up, live)
 
     def _time_out(self, live: Live) -> None:
         """The user leaves; the application does not notice."""
@@ -133,10 +137,10 @@ class _Simulation:
         return kept and (answers.hit_share >= 1 or self.draws.rng.random() < answers.hit_share)
 
     def _hit(self, live: Live) -> None:
-        cpu_s = self.plan.app.hit_cpu_s
         declared_s = self.answers.hit_s if self.answers else None
-        rest_s = self.draws.hit_s() if declared_s is None else max(0.0, declared_s - cpu_s)
-        self.cpu.do(cpu_s, rest_s, self._answer_hit, live)
+        took_s = self.agenda.now - live.start_s
+        rest_s = self.draws.hit_s() if declared_s is None else max(0.0, declared_s - took_s)
+        self.agenda.at(self.agenda.now + rest_s, self._answer_hit, live)
 
     def _answer_hit(self, live: Live) -> None:
         self._leave(live)
@@ -175,7 +179,7 @@ class _Simulation:
             following = self.queue.popleft()
             self._worker(following)
             if self.plan.workers_hits:
-                self._look_up(following)
+                self._enter(following)
             else:
                 self._work(following)
 

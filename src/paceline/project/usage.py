@@ -27,15 +27,11 @@ class Usage:
 
     cores: int  # 0: not recorded
     busy_ratio: float  # of these cores, over the scenario
-    request_cpu_s: float  # of an answer that is made, its calls to the provider aside
+    request_cpu_s: float  # of an answer that is made, beyond that of a hit and of its calls to the provider
     attempt_cpu_s: float  # of each attempt at a call to the provider, refused or served
     hit_cpu_s: float  # of an answer from the cache
     mb_per_request: float | None
-
-    @property
-    def slice_s(self) -> float:
-        """Turn of the processor: CPython's, but a request gets by with some twenty, for the simulation's speed."""
-        return max(_SWITCH_S, (self.request_cpu_s + 4 * self.attempt_cpu_s) / 20)
+    slice_s: float = _SWITCH_S  # turn of the processor
 
     @property
     def is_busy(self) -> bool:
@@ -56,6 +52,8 @@ def usage_of(
     attempted_s: Sequence[float],
     resources: Sequence[ResourceSample],
     assumptions: list[str],
+    *,
+    speed: float = 1.0,
 ) -> Usage:
     """Processor time per request, cached and not, and per attempt; memory per request in flight.
 
@@ -64,6 +62,7 @@ def usage_of(
         attempted_s: When each attempt at a call to the provider ended, seconds since the start of the run.
         resources: Samples of the application during the scenario.
         assumptions: A sentence is added when there are none.
+        speed: How much faster than wall time the run's seconds pass; the processor's turns do not.
     """
     samples = sorted((s for s in resources if s.service == APP), key=lambda s: s.at_s)
     span_s = samples[-1].at_s - samples[0].at_s if len(samples) > 1 else 0.0
@@ -76,13 +75,16 @@ def usage_of(
     quick = [r for r, hit in zip(requests, hits, strict=True) if hit]
     causes = [[r.ended_s for r in quick], [r.started_s for r in missed], list(attempted_s)]
     hit_cpu_s, request_cpu_s, attempt_cpu_s = _costs_s(samples, causes, _quickest_s(quick))
+    a_request_s = request_cpu_s + attempt_cpu_s * len(attempted_s) / max(1, len(missed))
     return Usage(
         cores=cores,
         busy_ratio=used_s / span_s / cores,
-        request_cpu_s=request_cpu_s,
+        request_cpu_s=max(0.0, request_cpu_s - hit_cpu_s),
         attempt_cpu_s=attempt_cpu_s,
         hit_cpu_s=hit_cpu_s,
         mb_per_request=_mb_per_request(samples, missed),
+        # CPython's, but at most forty to a request, for the simulation's own speed.
+        slice_s=max(_SWITCH_S * speed, a_request_s / 40),
     )
 
 

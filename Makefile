@@ -4,9 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
-export PYTHONDONTWRITEBYTECODE := $(PYTHONDONTWRITEBYTECODE)
 
-.PHONY: demo test check bench bench-peers setup setup-dev format clean
+.PHONY: demo test check bench bench-peers docs setup setup-dev format clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/paceline tune workloads/support --speed 5
@@ -22,6 +21,9 @@ check: $(VENV)/dev.ready
 
 bench: $(VENV)/dev.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
+
+docs: $(VENV)/dev.ready
+	$(BIN)/python tests/docs/test_docs_reference.py
 
 format: $(VENV)/dev.ready
 	$(BIN)/ruff check --fix .

@@ -11,10 +11,10 @@ from make_traffic import HERE, question_of, sections
 SESSION = 0  # nobody's: golden questions have no conversation before them
 
 MUST_SAY = {
-    "I’m interested in working on a different or additional project. How can I do that?": "the engineering staffing lead",
+    "I’m interested in working on a different or additional project. How can I do that?": "engineering staffing lead",
     "How can I become an interviewer or resume reviewer?": "be a SME to be an interviewer",
     "Should I compensate research participants?": "you should compensate them for their time",
-    "What is PII?": "determining what is and isn't PII",
+    "What is PII?": "information that can be used to distinguish or trace",
     "When is pivoting a project appropriate?": "both 18F and the partner team still see a way forward",
     "When is pausing a project appropriate?": "one or more of the above conditions are present",
     "What does good financial health look like for TTSC?": "The primary indicator of financial stability",

@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from support import prompts
 from support.history import Message
@@ -25,15 +26,18 @@ class Assistant:
         self.handbook = load_handbook()  # for when the index fails
 
     def answer(self, question: str) -> Draft:
-        """Answer `question`."""
-        intent, tone, sections = self.prepare(question)
-        self.audit.intents[intent] += 1
-        text = self.write_answer(question, tone, sections)
-        reply = Reply(text, intent, [section.source for section in sections])
-        if self.settings.validate_after:
-            return Draft(reply, lambda: self.check(question, reply))
-        self.check(question, reply)
-        return Draft(reply)
+        """Answer `question`; closes the client, unless the check still needs it and does."""
+        with ExitStack() as ending:
+            ending.callback(self.client.close)
+            intent, tone, sections = self.prepare(question)
+            self.audit.intents[intent] += 1
+            text = self.write_answer(question, tone, sections)
+            reply = Reply(text, intent, [section.source for section in sections])
+            if not self.settings.validate_after:
+                self.check(question, reply)
+                return Draft(reply)
+            ending.pop_all()
+            return Draft(reply, lambda: self.check_last(question, reply))
 
     def prepare(self, question: str) -> tuple[str, str, list[Section]]:
         """Intent, tone guidelines and sections of the handbook."""
@@ -63,6 +67,11 @@ class Assistant:
     def check(self, question: str, reply: Reply) -> None:
         """Validate the answer and write the verdict into the audit log."""
         self.audit.record(question, reply, self.validate_answer(question, reply.answer))
+
+    def check_last(self, question: str, reply: Reply) -> None:
+        """Check, then close the client."""
+        with self.client:
+            self.check(question, reply)
 
     @retrying
     def embed_query(self, question: str) -> list[float]:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median, pvariance
 
-from paceline.model.request import Request
+from paceline.model.request import Request, ResourceSample
 from paceline.model.span import CALLERS
 from paceline.project.app import App, Asked, Kept, Load, PoolKey, Template, Work
 from paceline.project.limits import REFUSED, gave_up_on_limit, quotas_of, retries_of
 from paceline.project.pace import paces_of, prefill_of
 from paceline.project.refusal import Refusal
 from paceline.project.structure import StepPair, independent_steps, leaf_calls, waits
-from paceline.project.usage import Usage, usage_of
+from paceline.project.usage import APP, Usage, usage_of
 from paceline.stats.quantiles import quantile
 from paceline.trace.calls import SAVED, Call
 from paceline.trace.data import RunData
@@ -51,7 +51,7 @@ def extract(base: RunData, scenario: str) -> App:
     calls = [c for of_request in leaves for c in of_request]
     failed = {c.span_id: not t.ok for t, of_request in zip(missed, leaves, strict=True) for c in of_request}
     attempted_s = [(a.end_ns - data.info.start_ns) / 1e9 for c in calls if c.to_provider for a in c.attempts]
-    usage = usage_of(requests, hits, attempted_s, data.resources, assumptions, speed=data.info.speed)
+    usage = usage_of(requests, hits, attempted_s, _samples(base, requests), assumptions, speed=data.info.speed)
     paces, unknown = paces_of(calls)
     assumptions += [
         f"what {m} takes per token is not in the recording; its calls keep their time" for m in sorted(unknown)
@@ -106,6 +106,14 @@ def _alike(templates: list[Template]) -> float:
         return 0.5
     within = sum(pvariance(of_same) * len(of_same) for of_same in repeated) / freedom
     return max(0.0, 1 - within / spread)
+
+
+def _samples(base: RunData, requests: list[Request]) -> list[ResourceSample]:
+    """Samples of the application during the load, and the last one before it: what it takes when idle."""
+    start_s, end_s = min(r.intended_s for r in requests), max(r.ended_s for r in requests)
+    own = sorted((s for s in base.resources if s.service == APP), key=lambda s: s.at_s)
+    before = [s for s in own if s.at_s < start_s]
+    return before[-1:] + [s for s in own if start_s <= s.at_s <= end_s]
 
 
 def _hits(traces: Sequence[Trace]) -> list[bool]:
@@ -177,7 +185,9 @@ class _Recorder:
     ) -> Work:
         """The client's share of a call (request building, parsing the answer) is the application's own time too."""
         overhead_s = max(0.0, call.duration_s - call.wait_s - call.service_s)
-        names = frozenset((call.step,)).union(*(around.get(s, frozenset()) for s in call.span_ids))
+        names = frozenset((call.step, call.step.partition(":")[0])).union(
+            *(around.get(s, frozenset()) for s in call.span_ids)
+        )
         to_provider = call.to_provider and call.model is not None and call.cache not in SAVED
         model = call.model if to_provider else None
         pool = (call.step, model) if model is not None else None

@@ -58,6 +58,7 @@ class Plan:
     cpu_ratios: list[Range] = field(default_factory=list)
     batches: dict[int, int] = field(default_factory=dict)  # size, by position of the change
     shared_prompts: frozenset[str] = frozenset()  # sent for different questions
+    changing_steps: frozenset[str] = frozenset()  # their prompts differ though the question is the same
     assumptions: list[str] = field(default_factory=list)
 
 
@@ -77,6 +78,7 @@ def plan_of(app: App, changes: Sequence[Change], models: Mapping[str, ModelPace]
         workers=app.workers,
         workers_hits=app.workers is not None,
         shared_prompts=_shared_prompts(app),
+        changing_steps=_changing_steps(app),
         assumptions=list(app.assumptions),
     )
     for position, change in enumerate(changes):
@@ -92,12 +94,26 @@ def _recorded_answers(kept: Kept | None) -> Answers | None:
 
 
 def _shared_prompts(app: App) -> frozenset[str]:
+    """Prompts sent for different questions, such as one that names the intent only."""
     askers: dict[str, set[str]] = defaultdict(set)
     for template in app.templates:
         for work in template.works:
             if work.prompt:
                 askers[work.prompt].add(template.text_key)
     return frozenset(p for p, keys in askers.items() if len(keys) > 1)
+
+
+def _changing_steps(app: App) -> frozenset[str]:
+    """Steps whose prompt mostly differs when the same is asked again: it holds the conversation, a date, an id."""
+    prompts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for template in app.templates:
+        first = {w.step: w.prompt for w in reversed(template.works) if w.prompt}
+        for step, prompt in first.items():
+            prompts[step, template.text_key].append(prompt)
+    again: dict[str, list[bool]] = defaultdict(list)
+    for (step, _), sent in prompts.items():
+        again[step] += [prompt != sent[0] for prompt in sent[1:]]
+    return frozenset(step for step, differs in again.items() if 2 * sum(differs) > len(differs))
 
 
 def _known(plan: Plan, name: str) -> None:

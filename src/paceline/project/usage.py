@@ -1,7 +1,7 @@
 """Usage: processor time and memory per request, from resource samples."""
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,11 +60,11 @@ def usage_of(
     Args:
         requests: All of the scenario. hits: which of them a cache answered.
         attempted_s: When each attempt at a call to the provider ended, seconds since the start of the run.
-        resources: Samples of the application during the scenario.
+        resources: Samples of the application during the scenario, in order.
         assumptions: A sentence is added when there are none.
         speed: How much faster than wall time the run's seconds pass; the processor's turns do not.
     """
-    samples = sorted((s for s in resources if s.service == APP), key=lambda s: s.at_s)
+    samples = list(resources)
     span_s = samples[-1].at_s - samples[0].at_s if len(samples) > 1 else 0.0
     if span_s <= 0:
         assumptions.append("no resource samples of the application: its own time is taken as fixed, memory as unknown")
@@ -150,7 +150,7 @@ def _mb_per_request(samples: list[ResourceSample], missed: list[Request]) -> flo
     """
     starts = sorted(r.started_s for r in missed)
     ends = sorted(r.ended_s for r in missed)
-    in_flight = [bisect_right(starts, s.at_s) - bisect_right(ends, s.at_s) for s in samples]
+    in_flight = [bisect_left(starts, s.at_s) - bisect_left(ends, s.at_s) for s in samples]
     fullest = max(range(len(samples)), key=lambda i: samples[i].rss_bytes)
     rise = max(in_flight[: fullest + 1]) - in_flight[0]
     if rise < _MIN_RISE:

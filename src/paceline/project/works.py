@@ -34,6 +34,7 @@ class Works:
             for model, gate in plan.gates.items()
         }
         self._stores = {position: Store(c.entries, c.ttl_s) for position, c in plan.step_caches.items()}
+        self._unlike = 0  # prompts so far that nobody sends again
         self._flights: dict[tuple[int, str], list[Job]] = {}
         self._gathering: dict[int, list[Job]] = {position: [] for position in plan.batches}
         self._batches_out = dict.fromkeys(plan.batches, 0)
@@ -152,12 +153,16 @@ class Works:
         return hit
 
     def _key(self, job: Job, *, by_text: bool) -> str:
-        """The recorded prompt where it is the request's own or sent for several; else what the request asks."""
-        prompt, asked = job.work.prompt, job.live.asked
-        same = job.live.script.template.text_key == asked.text_key
-        if prompt and (same or prompt in self.plan.shared_prompts):
-            return prompt
-        return f"{asked.text_key if by_text else asked.key}:{job.index}"
+        """The recorded prompt where it is sent for several questions, else what is asked; never the same twice where
+        the prompt changes from one time to the next.
+        """
+        work, asked = job.work, job.live.asked
+        if work.prompt in self.plan.shared_prompts:
+            return work.prompt or ""
+        if work.step in self.plan.changing_steps:
+            self._unlike += 1
+            return f"{work.step}:{self._unlike}"
+        return f"{asked.text_key if by_text else asked.key}:{work.step}:{job.index}"
 
     def _keep(self, job: Job) -> None:
         if job.flight is None:

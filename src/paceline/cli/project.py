@@ -210,7 +210,7 @@ def _print(before: "Figures", projection: "Projection") -> None:
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, markup=False)
     runs = f"{projection.repetitions} simulated runs, seed {projection.seed}"
-    print(f"{runs}; next: make the change, record it, and compare", file=sys.stderr)
+    print(f"{runs}; next: make the change and measure it with paceline record and load", file=sys.stderr)
 
 
 def _sentences(label: str, sentences: Sequence[str]) -> list[str]:

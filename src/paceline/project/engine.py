@@ -1,6 +1,6 @@
 """Engine: what the simulation is made of: an agenda, a processor, a provider's gate, a cache.
 
-Plain callbacks on a heap. The same model as SimPy processes takes five times as long (docs/decisions/0004).
+Plain callbacks on a heap. SimPy's processes and resources take six times as long for the same queue (docs/decisions/0004-projection.md).
 """
 
 import heapq

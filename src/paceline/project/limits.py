@@ -15,7 +15,7 @@ BURST_SHARE = 0.1  # of a minute's allowance, where the recording does not show 
 _FULL = 1.1  # accepted over allowed: above, the tokens we count are not those the provider counts
 _MIN_PAUSES = 5
 # Without a refusal in the recording: what the OpenAI and Anthropic SDKs do by default.
-_SDK = Retries(refused_s=[0.05], pauses_s=[[0.4, 0.5], [0.8, 1.0]], growth=2.0, attempts=3, fatal=True)
+SDK_RETRIES = Retries(refused_s=[0.05], pauses_s=[[0.4, 0.5], [0.8, 1.0]], growth=2.0, attempts=3, fatal=True)
 
 
 class _Ask(NamedTuple):
@@ -150,7 +150,7 @@ def retries_of(calls: Sequence[Call], failed_requests: dict[str, bool], assumpti
                 pauses[number].append((following.start_ns - attempt.end_ns) / 1e9)
     gave_up = [c for c in calls if gave_up_on_limit(c)]
     if not refused_s and not gave_up:
-        return _SDK
+        return SDK_RETRIES
     refused_s += [(c.attempts[-1].end_ns - c.attempts[-1].start_ns) / 1e9 for c in gave_up]
     seen = [pauses[n] for n in range(len(pauses)) if len(pauses[n]) >= _MIN_PAUSES] or [
         [p for pause in pauses.values() for p in pause] or [0.0]

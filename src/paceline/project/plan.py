@@ -9,7 +9,7 @@ from paceline.model.change import Batch, Cache, Change, Defer, Limit, Parallelis
 from paceline.model.estimate import Range
 from paceline.project import rewrite
 from paceline.project.app import App, Kept, Pace, PoolKey, Quota, Template, Work
-from paceline.project.limits import assumed_quota
+from paceline.project.limits import SDK_RETRIES, assumed_quota
 from paceline.project.pace import MIN_CALLS, ModelPace
 from paceline.project.refusal import Refusal
 
@@ -301,9 +301,10 @@ def _say_guesses(plan: Plan, changes: Sequence[Change]) -> None:
                         ratios[resource].append(f"{name} per request x {_range(r)}")
             case _:
                 pass
-    plan.assumptions += [f"declared: {step}: {'; '.join(parts)}" for step, parts in ratios.items()]
-    if plan.app.retries.refused_s == [] and any(g.quota and not g.queued for g in plan.gates.values()):
+    plan.assumptions += [f"{step}: {'; '.join(parts)}, as declared" for step, parts in ratios.items()]
+    if plan.app.retries is SDK_RETRIES and any(g.quota and not g.queued for g in plan.gates.values()):
         plan.assumptions.append("no refusal was recorded: retries are taken to be those of the SDKs")
+    plan.assumptions = list(dict.fromkeys(plan.assumptions))
 
 
 def _range(r: Range) -> str:

@@ -22,6 +22,15 @@ check: $(VENV)/dev.ready
 bench: $(VENV)/dev.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
 
+bench-peers: $(VENV)/dev.ready $(VENV)-peers/ready
+	$(BIN)/python -m benchmarks.peers --json --locust $(VENV)-peers/bin/locust
+
+$(VENV)-peers/ready:
+	@echo "Installing the tools to compare with, apart (once) ..."
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check 'locust==2.47.0'
+	@touch $@
+
 docs: $(VENV)/dev.ready
 	$(BIN)/python tests/docs/test_docs_reference.py
 
@@ -48,4 +57,4 @@ $(VENV)/dev.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/demo.ready
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build

@@ -266,6 +266,24 @@ def test_the_fast_desk_over_http_streams_and_caches(state: Path) -> None:
         assert (css["content-encoding"], css["cache-control"]) == ("gzip", "public, max-age=86400")
 
 
+def test_an_answer_is_finished_when_its_reader_has_left(state: Path) -> None:
+    """It is checked and kept, and the desk goes on."""
+    question = "What is Slack and who uses it?"
+    body = json.dumps({"session": 1, "message": question, "stream": True}).encode()
+    head = f"POST /chat HTTP/1.1\r\nHost: desk\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with Server(state, **FAST) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as reader:
+            reader.sendall(head.encode() + body)
+            reader.recv(1)
+        for _ in range(100):
+            if question in (state / "audit.jsonl").read_text():
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the answer was not checked")
+        assert server.get("/chat", {"session": 2, "message": question})[1]["x-cache"] == "hit"
+
+
 def test_a_provider_that_refuses_for_good_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 with a sentence, not a traceback."""
     with socket.socket() as nobody:

@@ -97,10 +97,14 @@ def _event(name: str, data: dict[str, Any]) -> str:
 
 async def _check(pending: Pending) -> None:
     """Validate what was answered, where that is still to be done; whoever waited for the same answer does not."""
-    if pending.cache != "miss" or pending.draft.exception():
+    if pending.cache != "miss":
         return
-    if check := pending.draft.result().check:
-        await check()
+    try:
+        draft = await asyncio.shield(pending.draft)  # still on its way when the reader of a stream has left
+    except openai.OpenAIError:
+        return  # there is no answer to check, and who asked has been told
+    if draft.check:
+        await draft.check()
 
 
 class Static(StaticFiles):

@@ -1,5 +1,6 @@
 """Run folders: what is written is what is read, and nothing recorded is lost."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.errors import ConfigError, InputError
+from paceline.errors import ConfigError, InputError, MeasurementError
 from paceline.model.request import Request, ResourceSample
 from paceline.model.run import PARTIAL, SCHEMA
 from paceline.model.span import RETRY_AFTER_S, TTFT_S, Span
@@ -244,3 +245,27 @@ def test_two_processes_may_change_the_header(tmp_path: Path) -> None:
     recorder.finish()
     info = open_run(recorder.path).info
     assert (info.notes, info.state) == (["from the driver"], "complete")
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root on Linux can mount a small disk")
+def test_a_disk_that_fills_up_while_sealing_keeps_the_spool(tmp_path: Path) -> None:
+    """One clear sentence, exit 4, and every record still there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        run = create_run(disk, "full")
+        spool = run.spool("requests", "load")
+        for index in range(200):
+            spool.append(request(index))
+        spool.close()
+        with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while ballast.write(b"x" * 4096):
+                pass
+        with pytest.raises(MeasurementError, match="no space left on the disk"):
+            run.finish()
+        assert len(open_run(run.path).requests()) == 200
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

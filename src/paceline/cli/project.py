@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.errors import ConfigError
+from paceline.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from paceline.model.change import Change
@@ -174,7 +174,7 @@ def _scenario(data: "RunData", wanted: str | None) -> str:
     names = data.scenario_names
     if not names:
         msg = f"run {data.info.id} has no requests; drive some load at the recorded application first"
-        raise ConfigError(msg)
+        raise InputError(msg)
     if wanted is not None and wanted not in names:
         msg = f"no scenario {wanted!r} in run {data.info.id}; it has: {', '.join(names)}"
         raise ConfigError(msg)

@@ -245,11 +245,22 @@ def _seal(table: str, lines: Path) -> None:
     sealed = lines.with_suffix(".parquet")
     if not sealed.exists() and lines.stat().st_size:
         part = sealed.with_suffix(".part")
-        with contextlib.closing(tables.connect()) as connection:
-            source = tables.lines_source(table, [lines])
-            connection.execute(f"COPY ({source}) TO {tables.quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
+        _copy_to_parquet(tables.lines_source(table, [lines]), part)
         part.replace(sealed)
     lines.unlink()
+
+
+def _copy_to_parquet(source: str, part: Path) -> None:
+    import duckdb
+
+    with contextlib.closing(tables.connect()) as connection:
+        try:
+            connection.execute(f"COPY ({source}) TO {tables.quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
+        except duckdb.IOException as error:
+            part.unlink(missing_ok=True)
+            if os.strerror(errno.ENOSPC) in str(error):  # DuckDB gives the number in its text only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
+            raise
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ When the client goes away the handler's task is cancelled and a streaming body i
 import asyncio
 import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -99,7 +100,7 @@ class Server:
             self._listener = await self._loop.create_server(lambda: _Session(self), host, port, backlog=4096)
         except OSError as error:
             self._sweeper.cancel()
-            reason = error.strerror or str(error)
+            reason = os.strerror(error.errno) if error.errno else str(error)
             msg = f"cannot listen on {host}:{port}: {reason}; choose another host or port (0 picks a free port)"
             raise ConfigError(msg) from error
         self.host = host

@@ -17,6 +17,7 @@ function show(item, reply) {
   const note = document.createElement("small");
   note.textContent = reply.sources.length ? `From: ${reply.sources.join(" · ")}` : `Topic: ${reply.intent}`;
   item.append(note);
+  item.scrollIntoView({ block: "end" });
 }
 
 // Server-sent events over POST: EventSource can only GET.
@@ -53,8 +54,10 @@ form.addEventListener("submit", async (submit) => {
     if (!answer.ok) throw new Error((await answer.json()).detail);
     if (!answer.headers.get("content-type").startsWith("text/event-stream")) return show(item, await answer.json());
     for await (const [name, data] of events(answer.body)) {
-      if (name === "piece") item.textContent += data.text;
-      else if (name === "reply") show(item, data);
+      if (name === "piece") {
+        item.textContent += data.text;
+        item.scrollIntoView({ block: "end" });
+      } else if (name === "reply") show(item, data);
       else throw new Error(data.detail);
     }
   } catch (error) {

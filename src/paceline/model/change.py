@@ -114,6 +114,8 @@ def describe(change: Change) -> str:
             return f"remove repeated {step} calls" if repeats else f"remove {step}"
         case Defer(step=step):
             return f"do {step} after the answer"
+        case Limit(resource="threads", size=size):
+            return f"at most {size} threads for all requests" if size else "no thread of its own for each request"
         case Limit(resource=resource, size=size):
             return f"queue for {resource}" + (f", at most {size} at once" if size else "")
         case Route(step=step, model=model):

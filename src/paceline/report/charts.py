@@ -127,7 +127,7 @@ class PhaseMark:
 
 def roadmap(rows: Sequence[PhaseMark], targets: Sequence[tuple[str, float]] = ()) -> Markup:
     """P95 by phase: what was projected (bar and tick) against what was measured (dot)."""
-    row_px, top, label_px = 34, 26.0, 190
+    row_px, top, label_px = 34, 20.0 + 13 * len(targets), 190
     height = top + row_px * len(rows) + 30
     values = [v for r in rows for v in (*(r.projected or ()), r.measured) if v]
     axis = LogAxis.over([*values, *(t for _, t in targets)], label_px, WIDTH - 90)
@@ -136,9 +136,10 @@ def roadmap(rows: Sequence[PhaseMark], targets: Sequence[tuple[str, float]] = ()
     for tick in axis.ticks():
         parts.append(_line(axis.at(tick), top, axis.at(tick), bottom, "grid"))
         parts.append(_text(axis.at(tick), bottom + 18, short_s(tick), "tick", "middle"))
-    for label, target in targets:
-        parts.append(_line(axis.at(target), top, axis.at(target), bottom, "target"))
-        parts.append(_text(axis.at(target), top - 8, label, "target-label", "middle"))
+    for step, (label, target) in enumerate(sorted(targets, key=lambda t: -t[1])):  # a staircase, so none overlap
+        y = top - 8 - 13 * step
+        parts.append(_line(axis.at(target), y + 3, axis.at(target), bottom, "target"))
+        parts.append(_text(axis.at(target) + 4, y, label, "target-label"))
     for index, row in enumerate(rows):
         y = top + row_px * (index + 0.5)
         parts.append(_text(label_px - 12, y + 4, row.label, "row-label", "end"))
@@ -241,9 +242,9 @@ class WaterfallRow:
 
 def waterfall(rows: Sequence[WaterfallRow], *, response_s: float) -> Markup:
     """One request over time. `response_s`: when the answer was sent; later work is off the path."""
-    label_px, row_px, top = 250, 21, 22.0
+    label_px, row_px, top = 275, 21, 22.0
     end_s = max([response_s, *(s.start_s + s.length_s for r in rows for s in r.segments)]) or 1e-3
-    scale = (WIDTH - label_px - 84) / end_s
+    scale = (WIDTH - label_px - 120) / end_s
     bottom = top + row_px * len(rows)
     parts = []
     for value in _round_ticks(end_s):

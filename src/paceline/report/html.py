@@ -32,7 +32,7 @@ def render(content: Content) -> str:
     )
     environment.filters.update(
         seconds=units.seconds, percent=units.percent, dollars=units.dollars, mb=units.megabytes, rate=units.rate,
-        error=units.ratio_error,
+        error=units.ratio_error, fact=units.fact,
     )  # fmt: skip
     environment.globals.update(figure=units.figure, describe=describe)
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")

@@ -80,3 +80,10 @@ def estimate(metric: str, value: Estimate | None) -> str:
     if value is None:
         return UNKNOWN
     return f"{figure(metric, value.value)} ({figure(metric, value.low)} to {figure(metric, value.high)})"
+
+
+def fact(value: float | str) -> str:
+    """A named number of a finding: three digits that count, thousands set apart."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"

@@ -1,6 +1,7 @@
 """Engine: what the simulation is made of: an agenda, a processor, a provider's gate, a cache.
 
-Plain callbacks on a heap. SimPy's processes and resources take six times as long for the same queue (docs/decisions/0004-projection.md).
+Plain callbacks on a heap: SimPy's processes and resources take six times as long for the same queue
+(docs/decisions/0004-projection.md).
 """
 
 import heapq

@@ -24,6 +24,8 @@ from paceline.trace.tree import Trace, build_traces
 MIN_REQUESTS = 30
 _TIMEOUT = "timeout"
 _TAIL = ("", 0)  # the time after the last call, as a place
+
+Place = tuple[str, int]  # step, and how many of it came before
 _MIN_REPEATED = 10
 _QUICKEST = 0.02  # share of the requests that met no queue, even on a busy processor
 _MAX_LOST = 0.2  # share of requests without their trace: above, the recording is not whole
@@ -50,7 +52,7 @@ def extract(base: RunData, scenario: str) -> App:
     leaves = [leaf_calls(t) for t in missed]
     calls = [c for of_request in leaves for c in of_request]
     failed = {c.span_id: not t.ok for t, of_request in zip(missed, leaves, strict=True) for c in of_request}
-    attempted_s = [(a.end_ns - data.info.start_ns) / 1e9 for c in calls if c.to_provider for a in c.attempts]
+    attempted_s = [(a.start_ns - data.info.start_ns) / 1e9 for c in calls if c.to_provider for a in c.attempts]
     usage = usage_of(requests, hits, attempted_s, _samples(base, requests), assumptions, speed=data.info.speed)
     paces, unknown = paces_of(calls)
     assumptions += [
@@ -216,25 +218,27 @@ class _Recorder:
         """Split the application's own time into processor time, where it can queue, and the rest.
 
         Each call to the provider takes what an attempt takes. What the resource samples say a request takes besides
-        is told apart by place (a step's first call, its second, ...) in proportion to the mean own time there.
+        is told apart by place (a step's first call, its second, ...) in proportion to the own time of quick requests
+        there beyond an attempt's: slow ones waited.
         """
-        own_s: dict[tuple[str, int], list[float]] = defaultdict(list)
-        asking: set[tuple[str, int]] = set()
+        own_s: dict[Place, list[float]] = defaultdict(list)
+        attempt_s: dict[Place, float] = defaultdict(float)
         for template in templates:
             for place, work in _places(template):
                 own_s[place].append(work.delay_s)
                 if work.model is not None:
-                    asking.add(place)
+                    attempt_s[place] = self.usage.attempt_cpu_s
             own_s[_TAIL].append(template.tail_delay_s)
-        total_s = sum(map(sum, own_s.values())) / max(1, len(templates))
-        share = min(1.0, self.usage.request_cpu_s / total_s) if total_s > 0 else 0.0
+        quick_s = {place: max(0.0, quantile(times, 0.1) - attempt_s[place]) for place, times in own_s.items()}
+        total_s = sum(quick_s[place] * len(times) for place, times in own_s.items()) / max(1, len(templates))
+        share = self.usage.request_cpu_s / total_s if total_s > 0 else 0.0
         cpu_s = {
-            place: share * sum(times) / len(times) + (self.usage.attempt_cpu_s if place in asking else 0.0)
+            place: attempt_s[place] + min(share * quick_s[place], sum(times) / len(times))
             for place, times in own_s.items()
         }
         most_s = {place: self._most_delay_s(times, cpu_s[place]) for place, times in own_s.items()}
 
-        def delay_s(place: tuple[str, int], took_s: float) -> float:
+        def delay_s(place: Place, took_s: float) -> float:
             return min(self.usage.beyond_cpu(took_s, cpu_s[place]), most_s[place])
 
         def split(template: Template) -> Template:
@@ -251,7 +255,7 @@ class _Recorder:
         return max(0.0, quantile(own_s, _QUICKEST) - cpu_s)
 
 
-def _places(template: Template) -> Iterator[tuple[tuple[str, int], Work]]:
+def _places(template: Template) -> Iterator[tuple[Place, Work]]:
     """Each work with its step and how many of that step came before it."""
     seen: dict[str, int] = defaultdict(int)
     for work in template.works:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paceline.cli import main
-from paceline.store.folder import open_run
+from paceline.store.folder import RunFolder, open_run
 from paceline.store.tuning import load_result
+from paceline.trace.tree import build_traces
 
 APP = Path(__file__).parents[1] / "tutorial_app"
 TOML = """
@@ -91,6 +93,12 @@ def tune(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *more), capture_output=True, text=True, timeout=100, check=False)
 
 
+def overlapping_share(run: RunFolder) -> float:
+    """Share of the requests in which one call to a model began before another had ended."""
+    traces = [t.calls for t in build_traces(run.spans(), run.requests()) if len(t.calls) > 1]
+    return sum(any(b.start_ns < a.end_ns for a, b in pairwise(calls)) for calls in traces) / len(traces)
+
+
 @pytest.mark.slow
 def test_the_loop_measures_projects_applies_and_measures_again(folder: Path) -> None:
     """Two phases: projected before they are measured, applied (environment and gateway), measured, judged."""
@@ -106,8 +114,7 @@ def test_the_loop_measures_projects_applies_and_measures_again(folder: Path) -> 
         assert said["low"] <= said["value"] <= said["high"]
         assert phase["measured"]["success_ratio"] == 1.0
         assert phase["measured"]["quality_ratio"] == 0.5
-    # Three calls at once take as long as the slowest, and the small model's tokens cost a seventeenth.
-    assert parallel["measured"]["p50_s"] < 0.75 * before["measured"]["p50_s"]
+    # Three calls at once, and the small model's tokens cost a seventeenth.
     assert small["measured"]["cost_per_1000_usd"] < 0.9 * parallel["measured"]["cost_per_1000_usd"]
     assert {o["name"]: o["met"] for o in told["objectives"]} == {"P50": False, "success": True}
     assert set(told["projection_error"]) >= {"p50", "p95", "requests_per_s"}
@@ -122,6 +129,8 @@ def test_the_loop_measures_projects_applies_and_measures_again(folder: Path) -> 
     assert [p.run for p in result.phases] == ["baseline", "phase-1-parallel", "phase-2-small-model"]
     said = json.loads((Path(told["folder"]) / "projections.json").read_text())
     first = open_run(Path(told["folder"]) / "phase-1-parallel")
+    assert overlapping_share(open_run(Path(told["folder"]) / "baseline")) < 0.05
+    assert overlapping_share(first) > 0.95
     assert datetime.fromisoformat(said["written_at"]).timestamp() * 1e9 < first.info.start_ns
     assert "prepared at 50 x" in (Path(told["folder"]) / "prepare.log").read_text()
 

@@ -43,6 +43,8 @@ def test_the_commands_run_in_order(tmp_path: Path) -> None:
     for port, free in zip(("8000", "8900"), free_ports(2), strict=True):
         script = script.replace(port, free)
     script = script.replace("--speed 10", "--speed 50").replace("sim --port", "sim --speed 50 --port")
+    # So hurried on a busy machine the objective may be missed, which is no matter of the page.
+    script = re.sub(r"^(paceline tune --speed 50)$", r"\1 || test $? = 1", script, flags=re.MULTILINE)
     bin_folder = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -55,7 +57,7 @@ def test_the_commands_run_in_order(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    [run] = (tmp_path / "runs").iterdir()
+    [run] = (tmp_path / ".paceline" / "runs").iterdir()
     assert (run / "report.html").exists()
     tunes = sorted((tmp_path / ".paceline" / "tunes").iterdir())
     assert len(tunes) == 2

@@ -165,6 +165,24 @@ def test_the_fast_desk_answers_the_same_question_once(state: Path, provider: Sim
     assert kinds(provider).count("quoted") == 1
 
 
+def test_a_joined_answer_is_a_turn_of_the_session_that_joined(state: Path) -> None:
+    """Whoever waited for the same answer can go on from it."""
+    module: Any = importlib.import_module("support.desk")
+
+    async def scenario() -> list[list[dict[str, str]]]:
+        desk = module.Desk(settings(state, **FAST))
+        pending = [await desk.ask(QUESTION, session) for session in (900_001, 900_002)]
+        for each in pending:
+            await asyncio.shield(each.draft)
+        await asyncio.sleep(0)
+        await desk.close()
+        return [desk.history.of(session) for session in (900_001, 900_002)]
+
+    first, second = asyncio.run(scenario())
+    assert [message["role"] for message in second] == ["user", "assistant"]
+    assert first == second
+
+
 def test_a_second_desk_finds_answers_in_redis(state: Path, provider: SimulatedProvider) -> None:
     """The second level is shared between processes."""
     redis_server: Any = importlib.import_module("support.redis_server")

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if given := [f"--{name}" for name in _ANSWERS if getattr(args, name) is not None]:
         msg = f"{given[0]} answers a question of --init; without --init the file says it"
         raise ConfigError(msg)
-    # Imported here: numpy, simpy and DuckDB come with them.
+    # Imported here: numpy and DuckDB come with them.
     import uvloop
 
     from paceline.tune.loop import Options, Tuning

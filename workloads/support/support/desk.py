@@ -62,6 +62,7 @@ class Desk:
             return self._known(known, message, session)
         flight = self.flights.of(key) if self.settings.single_flight else None
         if flight:
+            flight.add_done_callback(partial(self._joined, message, session))
             return Pending("join", flight)
         work = self._work(key, message, session, listener)
         if self.settings.single_flight:
@@ -83,6 +84,11 @@ class Desk:
         draft: asyncio.Future[Draft] = asyncio.get_running_loop().create_future()
         draft.set_result(Draft(reply))
         return Pending("hit", draft)
+
+    def _joined(self, message: str, session: int, flight: asyncio.Task[Draft]) -> None:
+        """The answer somebody else waited for is a turn of this session, too."""
+        if not flight.cancelled() and not flight.exception():
+            self.history.add(session, message, flight.result().reply.answer)
 
     async def _work(self, key: str, message: str, session: int, listener: Listener | None) -> Draft:
         conversation = self.history.of(session)

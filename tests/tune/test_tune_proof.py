@@ -5,8 +5,9 @@ import pytest
 from paceline.model.estimate import Estimate
 from paceline.model.figures import Figures, Objective, ProjectedFigures
 from paceline.model.projection import Projection
-from paceline.model.tuning import PhaseResult
-from paceline.tune.proof import judge, projection_error
+from paceline.model.run import ScenarioInfo
+from paceline.model.tuning import PhaseResult, TuneResult
+from paceline.tune.proof import judge, projection_error, untrusted
 
 
 def measured(p95_s: float) -> dict[str, Figures]:
@@ -72,3 +73,25 @@ def test_projection_error_is_the_median_of_absolute_errors() -> None:
 def test_nothing_projected_has_no_error() -> None:
     """Without a phase that has both there is no median to tell."""
     assert projection_error([PhaseResult(name="before", figures=measured(1.0))], "main").p95 is None
+
+
+@pytest.mark.parametrize(
+    ("lag_p50_s", "p50_s", "trusted"),
+    [(0.0004, 0.0017, True), (0.004, 0.002, True), (0.02, 0.05, False), (0.02, 5.0, True)],
+    ids=[
+        "half a millisecond beside a cache hit",
+        "under any machine's own",
+        "as slow as the target",
+        "nothing beside it",
+    ],
+)
+def test_a_late_generator_is_told_from_a_quick_cache(lag_p50_s: float, p50_s: float, trusted: bool) -> None:
+    """Only lateness that shows in the figures makes them worthless."""
+    phase = PhaseResult(
+        name="before",
+        run="baseline",
+        figures={"main": Figures(requests=10, duration_s=5.0, p50_s=p50_s)},
+        scenarios=[ScenarioInfo(name="main", model="closed", lag_p50_s=lag_p50_s)],
+    )
+    result = TuneResult(name="n", target="t", paceline="0", started_at="", scenario="main", phases=[phase])
+    assert (untrusted(result) is None) == trusted

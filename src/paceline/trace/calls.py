@@ -171,6 +171,7 @@ class _Single:
                 tries.append(each)
             elif each.service == GATEWAY and each.kind in PROVIDER_KINDS:
                 self.gateways.append(each)
+                self.model = each.model or self.model  # the gateway may have routed it
             if each.attributes:
                 self._note(each.attributes)
         tries = tries or self.gateways or [span]

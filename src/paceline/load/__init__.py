@@ -1,1 +1,1 @@
-"""Room load."""
+"""Load: what to send, when, and what came back, latency counted from the intended start."""

@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry import trace
 
 from paceline.model.span import HTTP_METHOD, HTTP_ROUTE, HTTP_SERVER, STEP
-from paceline.record.otel import MAX_TEXT, context_of, kind_of, live_span_in, mapped
+from paceline.record.otel_names import MAX_TEXT, context_of, kind_of, live_span_in, mapped
 from paceline.record.recorder import LiveSpan, Recorder
 from paceline.record.warn import quietly
 

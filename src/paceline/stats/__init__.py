@@ -1,1 +1,1 @@
-"""Room stats."""
+"""Statistics: histogram, quantiles with intervals, the leak verdict."""

@@ -1,1 +1,1 @@
-"""Room tune."""
+"""The closed loop: measure, explain, project, apply, measure again, and hold the two together."""

@@ -19,7 +19,7 @@ from tests.record.conftest import Provider
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.model.run import COMPLETE, PARTIAL, RUNNING
-from paceline.model.span import HTTP_ROUTE, HTTP_STATUS, USED_IN_RESPONSE, USES
+from paceline.model.span import EMBEDDING, HTTP_ROUTE, HTTP_STATUS, LLM, USED_IN_RESPONSE, USES
 from paceline.record.launcher import free_port, refuse_taken_port
 from paceline.store.folder import RunFolder, open_run
 from paceline.tune.recorded import RecordedService
@@ -260,6 +260,9 @@ class Recording:
     def seen(self) -> int:
         return sum(s.name.startswith("POST /v2") for s in self.run.spans())
 
+    def model_calls(self) -> int:
+        return sum(s.kind in (LLM, EMBEDDING) and s.service == "app" for s in self.run.spans())
+
 
 @pytest.fixture
 def recording(desk: Path) -> Iterator[Callable[..., Recording]]:
@@ -303,7 +306,7 @@ def test_json_prints_one_object_and_the_exit_code_is_the_services_own(desk: Path
 def test_kill_9_of_the_service_keeps_what_was_recorded(recording: Callable[..., Recording]) -> None:
     recorded = recording()
     recorded.ask()
-    recorded.until(lambda: recorded.seen() == 1)
+    recorded.until(lambda: recorded.seen() == 1 and recorded.model_calls() == 5)  # one comes after the answer
     os.kill(recorded.app_pid, signal.SIGKILL)
     out, _ = recorded.process.communicate(timeout=30)
     assert recorded.process.returncode == 137

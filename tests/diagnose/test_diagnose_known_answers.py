@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.diagnose.builders import GATEWAY_ONLY, HTTP_ONLY, RULES, desk_run
+from tests.diagnose.builders import GATEWAY_ONLY, HTTP_ONLY, RULES, TraceMaker, desk_run, make_run
 
 from paceline.diagnose import RULES as TABLE
 from paceline.diagnose import diagnose
@@ -250,3 +250,17 @@ def test_neither_ids_nor_the_time_of_day_nor_order_matter(rng: random.Random, sh
     rng.shuffle(spans)
     rng.shuffle(requests)
     assert _essence(RunData(run.info, requests, spans, run.resources)) == ESSENCE
+
+
+def test_independent_calls_that_all_stand_in_the_response_are_found() -> None:
+    """Title, actions and summary of a text, asked one after the other: none needs another, the response needs all."""
+
+    def notes(trace: TraceMaker) -> None:
+        title = trace.llm("write_title", 0.5, output=12)
+        actions = trace.llm("list_actions", 2.0)
+        summary = trace.llm("summarise", 2.5)
+        trace.answer(title, actions, summary)
+
+    finding = only(make_run(notes).data(), "sequential_calls")
+    assert finding.change == Parallelise(steps=["write_title", "list_actions", "summarise"])
+    assert finding.saving.latency_s == pytest.approx(2.5, abs=0.1)

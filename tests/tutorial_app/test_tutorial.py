@@ -57,6 +57,7 @@ def test_the_commands_run_in_order(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert "run one after the other although" in done.stdout  # what the page says is wrong is what is found
     [run] = (tmp_path / ".paceline" / "runs").iterdir()
     assert (run / "report.html").exists()
     tunes = sorted((tmp_path / ".paceline" / "tunes").iterdir())

@@ -4,6 +4,7 @@ A step needs another when the recorder saw the one's output in the other's input
 - the first store call after an embedding needs it (a vector has no other use);
 - all calls of a step count as one (that it repeats itself is another rule's finding);
 - a look into a cache decides whether the rest is done at all, so all that follows needs it;
+- a step whose output stands in the response itself is used by that, and by no later step unless one was seen to;
 - a step whose output nobody was seen to use (it failed, or it only steers) is taken to be needed by the step that
   writes the answer, if that comes later, and to need everything before it otherwise.
 
@@ -116,7 +117,7 @@ def flow_of(requests: list[list[Seen]]) -> Flow:
             steps[used].seen_used = True
     writers = [n for n in order if n in seen.written]
     answer = max(writers, key=lambda n: seen.written[n], default=order[-1] if order else "")
-    _assume(steps, order, answer)
+    _assume(steps, order, answer, set(writers))
     both = {frozenset(pair) for pair in seen.orders if (pair[1], pair[0]) in seen.orders}
     return Flow({name: steps[name] for name in order}, both)
 
@@ -126,7 +127,7 @@ def outermost(calls: list[Seen]) -> list[Seen]:
     return [s for s in calls if not s.call.deferred and s.call.parent_id not in s.trace.owner]
 
 
-def _assume(steps: dict[str, Step], order: list[str], answer: str) -> None:
+def _assume(steps: dict[str, Step], order: list[str], answer: str, writers: set[str]) -> None:
     """Add what no text shows; see the module's docstring."""
     place = {name: index for index, name in enumerate(order)}
     for name in order:
@@ -137,7 +138,7 @@ def _assume(steps: dict[str, Step], order: list[str], answer: str) -> None:
     for name in order:
         step = steps[name]
         needed_later = any(name in other.needs for other in steps.values())
-        if needed_later or name == answer:
+        if needed_later or name in writers or name == answer:
             continue
         if answer in place and place[name] < place[answer]:
             if name not in steps[answer].needs:

@@ -2,12 +2,13 @@
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from paceline.record.launcher import free_port
 
 HERE = Path(__file__).parent
 PAGE = (HERE.parents[1] / "docs" / "tutorial.md").read_text()
@@ -16,17 +17,6 @@ PAGE = (HERE.parents[1] / "docs" / "tutorial.md").read_text()
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def free_ports(count: int) -> list[str]:
-    """Ports nobody uses, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def test_the_application_shown_is_the_one_that_runs() -> None:
@@ -40,8 +30,8 @@ def test_the_commands_run_in_order(tmp_path: Path) -> None:
     for name in ("notes.py", "requests.jsonl"):
         shutil.copy(HERE / name, tmp_path)
     script = "\n".join(blocks("bash"))
-    for port, free in zip(("8000", "8900"), free_ports(2), strict=True):
-        script = script.replace(port, free)
+    for port, free in (("8000", free_port()), ("8900", free_port())):
+        script = script.replace(port, str(free))
     script = script.replace("--speed 10", "--speed 50").replace("sim --port", "sim --speed 50 --port")
     # So hurried on a busy machine the objective may be missed, which is no matter of the page.
     script = re.sub(r"^(paceline tune --speed 50)$", r"\1 || test $? = 1", script, flags=re.MULTILINE)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from paceline.record.bootstrap import APP_ROOT, GATEWAY, OFFSET, RUN, SERVICE
 from paceline.store.folder import RunFolder
 
 LOG = "service.log"
+_OWN_PORTS = (20_000, 32_768)
 _SITE = Path(__file__).with_name("_site")
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
@@ -187,10 +189,21 @@ async def echo(log: Path, target: IO[Any]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody uses right now, and that no outgoing connection will take meanwhile.
+
+    The system hands out local ports from 32768 up (49152 elsewhere), so the port is looked for below them: a service
+    needs seconds to bind it, and a load test opens many connections in a second.
+    """
+    chosen = random.SystemRandom()
+    for _ in range(100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", chosen.randrange(*_OWN_PORTS)))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    msg = f"no free port of 127.0.0.1 among {_OWN_PORTS[0]} to {_OWN_PORTS[1]}: stop what holds them"
+    raise ServiceError(msg)
 
 
 def refuse_taken_port(url: str) -> None:

@@ -27,7 +27,8 @@ import uvloop
 
 from paceline.store.folder import create_run
 from paceline.wire.client import Connection, connect, encode_request
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 from paceline.wire.sse import encode
 
 CONNECTIONS = 32

@@ -30,7 +30,8 @@ from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
 from paceline.stats.quantiles import quantiles
 from paceline.store.folder import create_run
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 STALL_EVERY_S, STALL_S = 10.0, 1.0
 

@@ -10,11 +10,13 @@ import pytest
 from tests.gateway.builders import COMPLETION, DONE, SHARING, ListSink, delta
 from tests.wire.builders import run
 
+from paceline.accelerate.engine import Engine
 from paceline.accelerate.policy import Policy
 from paceline.gateway.service import Gateway
 from paceline.wire.client import HttpClient
+from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.openai import error_body
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.server import serve
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
@@ -82,7 +84,7 @@ class Running:
         self._loop = asyncio.get_running_loop()
         provider = await serve(self.provider.handle, "127.0.0.1", 0)
         client = HttpClient(f"http://127.0.0.1:{provider.port}")
-        server = await serve(Gateway(client, self._policy, sink=self.sink).handle, "127.0.0.1", 0)
+        server = await serve(Gateway(Engine(client, self._policy, listener=self.sink.take)).handle, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.port}/v1"
         self._ready.set()
         await self._stop.wait()

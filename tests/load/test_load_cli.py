@@ -17,7 +17,8 @@ import pytest
 from paceline.cli import main
 from paceline.model.run import COMPLETE, PARTIAL
 from paceline.store.folder import create_run, open_run
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from paceline.load.scenario import Scenario
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import create_run
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]
 Driven = tuple[list[Request], ScenarioInfo]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from paceline.errors import ConfigError
 from paceline.testing import PRESETS, Faults, ProviderConfig, SimulatedProvider
 from paceline.testing.service import Service
-from paceline.wire.server import HttpRequest, Reply
+from paceline.wire.http import HttpRequest, Reply
 
 JSON = st.recursive(
     st.none()

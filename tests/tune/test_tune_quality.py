@@ -7,7 +7,8 @@ import pytest
 
 from paceline.errors import InputError
 from paceline.tune.quality import Question, answer_text, ask_golden, missing, read_golden
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 
 def question(body: str, *expect: str) -> Question:

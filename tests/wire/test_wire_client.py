@@ -25,7 +25,8 @@ from tests.wire.builders import (
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamTimeout
 from paceline.wire.client import ClientLimits, HttpClient, Timeouts, connect, encode_request
-from paceline.wire.server import HttpRequest, Reply, serve
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 QUICK = Timeouts(connect_s=2.0, first_byte_s=0.03, silence_s=0.03)
 

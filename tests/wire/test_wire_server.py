@@ -8,7 +8,8 @@ import pytest
 from tests.wire.builders import raw, run, until
 
 from paceline.errors import ConfigError
-from paceline.wire.server import Handler, HttpRequest, Reply, Server, ServerLimits, serve
+from paceline.wire.http import Handler, HttpRequest, Reply
+from paceline.wire.server import Server, ServerLimits, serve
 
 
 @asynccontextmanager

@@ -17,8 +17,8 @@ from paceline.testing.dialect import ApiError, ChatCall, Completion
 from paceline.testing.draws import Draw
 from paceline.testing.structured import as_json
 from paceline.testing.vectors import embed
+from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.openai import decode_object
-from paceline.wire.server import HttpRequest, Reply
 from paceline.wire.tokens import BYTES_PER_TOKEN, estimate_tokens
 
 AnswerRule = Callable[[list[tuple[str, str]]], str | None]

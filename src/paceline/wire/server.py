@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from typing import cast
 
@@ -17,10 +17,10 @@ import httptools
 import msgspec
 
 from paceline.errors import ConfigError
+from paceline.wire.http import Handler, Headers, HttpRequest, Reply
 
 log = logging.getLogger("paceline.wire")
 
-Headers = Sequence[tuple[bytes, bytes]]
 _PIPELINE = 16  # requests parsed ahead on one connection before it is no longer read
 _SWEEP_S = 1.0
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -37,47 +37,6 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 75.0  # a connection without a request is closed
     write_s: float = 60.0  # a client that reads nothing this long is cut off
     connections: int = 20_000  # above: 503
-
-
-class HttpRequest(msgspec.Struct):
-    """One complete request. Header names are lower case; repeated ones stay apart and in order."""
-
-    method: str
-    target: str  # as sent: path and query
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    keep_alive: bool = True
-    chunks: bool = True  # the client knows chunked bodies (HTTP/1.0 does not)
-    closed: bool = False  # the client went away before the reply was complete
-
-    @property
-    def path(self) -> str:
-        """The target without its query."""
-        return self.target.partition("?")[0]
-
-    def header(self, name: str) -> str | None:
-        """First value of the header (lower-case name), or None."""
-        wanted = name.encode("latin-1")
-        for key, value in self.headers:
-            if key == wanted:
-                return value.decode("latin-1")
-        return None
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What to answer. A list body is sent at once, each piece a chunk.
-
-    An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed with `aclose` at
-    the end, on failure and when the client leaves; if it raises, the connection is cut so that the client sees an
-    incomplete answer.
-    """
-
-    status: int
-    headers: Headers = ()
-    body: bytes | list[bytes] | AsyncIterator[bytes] = b""
-
-
-Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]
 
 
 class Server:

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 from tests.wire.builders import STREAM_END, STREAM_HEAD, ScriptedServer, Step, chunk, ok, scripted, until
 
+from paceline.accelerate.engine import Engine
 from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.record import CallRecord
 from paceline.clock import Clock
 from paceline.gateway.service import Gateway
-from paceline.gateway.spans import SpanSink
+from paceline.gateway.spans import span_of
 from paceline.model.span import Span
 from paceline.wire.client import ClientReply, HttpClient, Timeouts
 from paceline.wire.server import Server, serve
@@ -48,15 +50,14 @@ STREAM: list[Step] = [STREAM_HEAD, *(chunk(event) for event in EVENTS), STREAM_E
 PLAIN: list[Step] = [ok(COMPLETION, JSON)]
 
 
-class ListSink(SpanSink):
+class ListSink:
     """Keeps spans in a list."""
 
     def __init__(self) -> None:
-        super().__init__(None)
         self.spans: list[Span] = []
 
-    def append(self, span: Span) -> None:
-        self.spans.append(span)
+    def take(self, record: CallRecord) -> None:
+        self.spans.append(span_of(record))
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Bench:
     """Everything a gateway test looks at."""
 
     upstream: ScriptedServer
-    gateway: Gateway
+    engine: Engine
     server: Server
     client: HttpClient
     sink: ListSink = field(default_factory=ListSink)
@@ -90,14 +91,14 @@ class Bench:
 
     async def settled(self) -> None:
         """Nothing is held any more: no slot, flight, task or connection but those kept for reuse."""
-        limiter, flights = self.gateway.upstream.limiter, self.gateway.flights
+        limiter, flights = self.engine.upstream.limiter, self.engine.flights
         await until(
             lambda: (
-                self.gateway.upstream.client.busy == 0
+                self.engine.upstream.client.busy == 0
                 and limiter.in_flight == limiter.waiting == 0
                 and not flights
                 and self.server.busy == 0
-                and self.upstream.open == self.gateway.upstream.client.idle
+                and self.upstream.open == self.engine.upstream.client.idle
             )
         )
 
@@ -114,11 +115,11 @@ async def bench(
     async with scripted(*script, scripts=scripts) as upstream:
         sink = ListSink()
         forward = HttpClient(upstream.url, timeouts=timeouts)
-        gateway = Gateway(forward, policy, sink=sink, clock=clock)
-        server = await serve(gateway.handle, "127.0.0.1", 0)
+        engine = Engine(forward, policy, listener=sink.take, clock=clock)
+        server = await serve(Gateway(engine).handle, "127.0.0.1", 0)
         client = HttpClient(f"http://127.0.0.1:{server.port}")
         try:
-            yield Bench(upstream, gateway, server, client, sink)
+            yield Bench(upstream, engine, server, client, sink)
         finally:
             await client.close()
             await server.close(0.0)

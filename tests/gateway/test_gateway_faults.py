@@ -24,7 +24,7 @@ POLICIES = [
 
 async def check_next_call(b: Bench) -> None:
     """The gateway has let everything go and works."""
-    b.gateway.upstream.client.timeouts = Timeouts()
+    b.engine.upstream.client.timeouts = Timeouts()
     await b.settled()
     assert (await b.say("next"))[0] == 200
     await b.settled()
@@ -134,9 +134,9 @@ def test_client_gone_in_the_queue_frees_its_place() -> None:
         gate = asyncio.Event()
         async with bench(gate, *PLAIN, policy=LIMITED) as b:
             asking = [asyncio.create_task(b.say(f"question {i}")) for i in range(3)]
-            await until(lambda: b.gateway.upstream.limiter.waiting == 2)
+            await until(lambda: b.engine.upstream.limiter.waiting == 2)
             asking[1].cancel()
-            await until(lambda: b.gateway.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.upstream.limiter.waiting == 1)
             gate.set()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
             assert [isinstance(o, BaseException) for o in outcomes] == [False, True, False]
@@ -154,7 +154,7 @@ def test_a_full_queue_is_refused_in_the_providers_words() -> None:
         gate = asyncio.Event()
         async with bench(gate, *PLAIN, policy=policy) as b:
             asking = [asyncio.create_task(b.say(f"question {i}")) for i in range(2)]
-            await until(lambda: b.gateway.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.upstream.limiter.waiting == 1)
             reply = await b.ask("one too many")
             assert (reply.status, reply.header(b"retry-after")) == (429, b"1")
             assert msgspec.json.decode(await reply.read())["error"]["code"] == "gateway_overloaded"
@@ -170,8 +170,8 @@ def test_a_provider_that_is_not_there_is_named() -> None:
 
     async def main() -> None:
         async with bench(*PLAIN) as b:
-            await b.gateway.upstream.client.close()
-            b.gateway.upstream.client._port = 1
+            await b.engine.upstream.client.close()
+            b.engine.upstream.client._port = 1
             status, _, body = await b.say()
             assert status == 502
             assert "cannot be reached" in msgspec.json.decode(body)["error"]["message"]
@@ -259,7 +259,7 @@ def test_concurrency_is_held_while_a_stream_lasts() -> None:
             stream = await b.ask("one", stream=True)
             await stream.__anext__()
             second = asyncio.create_task(b.say("two"))
-            await until(lambda: b.gateway.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.upstream.limiter.waiting == 1)
             assert len(b.upstream.requests) == 1
             gate.set()
             await stream.read()

@@ -113,7 +113,7 @@ def test_failures_are_never_kept(script: list[Step]) -> None:
                 assert reply.done
             assert (await b.say())[:2] == (200, "miss")
             assert len(b.upstream.requests) == 2
-            assert len(b.gateway.cache or []) == 1
+            assert len(b.engine.cache or []) == 1
             await b.settled()
 
     run(main())

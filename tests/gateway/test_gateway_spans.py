@@ -9,6 +9,7 @@ import pytest
 from tests.gateway.builders import CACHING, COMPLETION, COST_USD, EVENTS, JSON, PLAIN, STREAM, bench
 from tests.wire.builders import STREAM_END, STREAM_HEAD, chunk, ok, run
 
+from paceline.accelerate.record import CallRecord
 from paceline.clock import FakeClock
 from paceline.gateway.spans import FLUSH_S, SpanSink
 from paceline.model.span import LIMIT_REQUESTS_PER_MIN, LIMIT_TOKENS_PER_MIN, TTFT_S, Span
@@ -125,8 +126,10 @@ def test_the_same_question_has_the_same_hash() -> None:
     run(main())
 
 
-def span(number: int) -> Span:
-    return Span(trace_id="a" * 32, span_id=f"{number:016x}", name="x", kind="llm", start_ns=0, duration_ns=1)
+def finished_call() -> CallRecord:
+    record = CallRecord(lambda _: None, FakeClock(), "GET", "/v1/models", "", None)
+    record.finish()
+    return record
 
 
 def test_spans_reach_the_disk_while_serving(tmp_path: Path) -> None:
@@ -136,11 +139,11 @@ def test_spans_reach_the_disk_while_serving(tmp_path: Path) -> None:
         spool = Spool(tmp_path, "spans", "gateway")
         sink = SpanSink(spool)
         sink.start()
-        sink.append(span(1))
+        sink.take(finished_call())
         async with asyncio.timeout(FLUSH_S * 20):
             while not spool.path.stat().st_size:  # noqa: ASYNC110 - a file tells nobody
                 await asyncio.sleep(0.02)
-        sink.append(span(2))
+        sink.take(finished_call())
         await sink.close()
         assert spool.path.read_bytes().count(b"\n") == 2
 
@@ -165,9 +168,9 @@ def test_a_full_disk_is_reported_once_and_serving_goes_on(tmp_path: Path, capsys
         spool = FullDisk(tmp_path, "spans", "gateway")
         sink = SpanSink(spool)
         sink.start()
-        sink.append(span(1))
+        sink.take(finished_call())
         await asyncio.sleep(FLUSH_S * 2.5)
-        sink.append(span(2))
+        sink.take(finished_call())
         spool.full = False
         await sink.close()
         assert spool.path.read_bytes().count(b"\n") == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from paceline.accelerate.engine import Engine
 from paceline.accelerate.policy import Policy
 from paceline.clock import RunClock
 from paceline.errors import ConfigError
@@ -48,16 +49,19 @@ async def run_gateway(options: GatewayOptions, ready: Callable[[Server], None]) 
         silence_s=options.timeouts.silence_s / speed,
     )
     client = HttpClient(options.upstream.rstrip("/").removesuffix("/v1"), timeouts=timeouts)
-    gateway = Gateway(client, options.policy, sink=sink, clock=clock, speed=speed)
+    engine = Engine(client, options.policy, clock=clock, speed=speed, listener=sink.take if sink is not None else None)
+    gateway = Gateway(engine)
     server = await serve(gateway.handle, options.host, options.port)
-    sink.start()
+    if sink is not None:
+        sink.start()
     _quiet_collector()
     try:
         return await _until_told(lambda: ready(server))
     finally:
         await server.close(DRAIN_S)
         await client.close()
-        await sink.close()
+        if sink is not None:
+            await sink.close()
 
 
 def check_host(host: str, *, insecure_bind: bool) -> None:
@@ -73,9 +77,9 @@ def check_host(host: str, *, insecure_bind: bool) -> None:
         raise ConfigError(msg)
 
 
-def _recording(run: Path | None) -> tuple[RunClock, float, SpanSink]:
+def _recording(run: Path | None) -> tuple[RunClock, float, SpanSink | None]:
     if run is None:
-        return RunClock(), 1.0, SpanSink(None)
+        return RunClock(), 1.0, None
     from paceline.store.folder import open_run
 
     folder = open_run(run)

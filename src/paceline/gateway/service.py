@@ -5,8 +5,8 @@ from collections.abc import Awaitable
 import msgspec
 
 from paceline.accelerate.engine import Engine
+from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.openai import error_body
-from paceline.wire.server import HttpRequest, Reply
 
 _JSON = (b"content-type", b"application/json")
 

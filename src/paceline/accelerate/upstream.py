@@ -3,16 +3,14 @@
 import asyncio
 import time
 
-import msgspec
-
+from paceline.accelerate.headers import is_event_stream, to_upstream
 from paceline.accelerate.limiter import Gate, Limiter, retry_after_s
 from paceline.accelerate.policy import Policy
+from paceline.accelerate.record import CallRecord
 from paceline.errors import Overloaded, UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.gateway.headers import is_event_stream, to_upstream
-from paceline.gateway.spans import CallRecord
 from paceline.wire.client import ClientReply, HttpClient
+from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.openai import decode_object, error_body
-from paceline.wire.server import HttpRequest, Reply
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts when a 429 does not say how long
 _WHOLE_BYTES = 4 * 1024 * 1024
@@ -179,8 +177,3 @@ def error_reply(error: Exception, outcome: bytes) -> Reply:
     status = 504 if isinstance(error, UpstreamTimeout) else 502
     code = "upstream_timeout" if status == 504 else "upstream_error"
     return Reply(status, headers, error_body(status, f"the model server failed: {error}", code=code))
-
-
-def health(body: dict[str, int]) -> Reply:
-    """The answer to a health check."""
-    return Reply(200, [_JSON], msgspec.json.encode({"status": "ok", **body}))

@@ -1,0 +1,146 @@
+"""CallRecord: what happens to one call on its way through the layer, told once to whoever listens."""
+
+from collections.abc import Callable, Sequence
+
+from paceline.accelerate.asked import Asked
+from paceline.accelerate.cost import cost_usd
+from paceline.clock import Clock
+from paceline.wire.openai import LLM, ReplyInfo, StreamReader, Usage, read_reply
+from paceline.wire.tokens import estimate_tokens
+
+_READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
+_SHARED = ("hit", "join")
+
+Listener = Callable[["CallRecord"], None]
+
+
+class CallRecord:
+    """One call, from its arrival to its end. `finish` works out usage and cost and tells the listener, once.
+
+    Times are nanoseconds of the clock; 0: it did not come to that.
+    """
+
+    __slots__ = (
+        "_listener",
+        "_parts",
+        "_reader",
+        "asked",
+        "attempts",
+        "clock",
+        "cost_usd",
+        "end_ns",
+        "error",
+        "finished",
+        "first_ns",
+        "headers",
+        "info",
+        "kind",
+        "method",
+        "outcome",
+        "path",
+        "queued",
+        "retry_after_s",
+        "saved_usd",
+        "sent_ns",
+        "start_ns",
+        "status",
+        "step",
+        "traceparent",
+        "usage",
+        "usage_estimated",
+    )
+
+    def __init__(
+        self, listener: Listener, clock: Clock, method: str, path: str, kind: str, traceparent: bytes | None
+    ) -> None:
+        self._listener = listener
+        self._reader: StreamReader | None = None
+        self._parts: list[bytes] | None = None
+        self.clock = clock
+        self.method = method
+        self.path = path
+        self.kind = kind  # of the model call; "" for anything else
+        self.traceparent = traceparent  # W3C, as the caller sent it
+        self.step: str | None = None
+        self.asked: Asked | None = None  # None: not a model call
+        self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared
+        self.attempts = 0
+        self.queued = False  # it waited for a turn or for the provider's limit
+        self.retry_after_s: float | None = None  # what the provider last asked for
+        self.status = 0
+        self.headers: Sequence[tuple[bytes, bytes]] = ()  # of the provider's answer
+        self.info = ReplyInfo()
+        self.usage: Usage | None = None
+        self.usage_estimated = False  # the provider gave no usage, this is our estimate
+        self.cost_usd: float | None = None  # None: unknown; 0 for what the provider was not asked
+        self.saved_usd: float | None = None  # what a hit or a join would have cost
+        self.error: str | None = None  # how it failed: "upstream_timeout", "client_closed", "429"; None: it did not
+        self.start_ns = clock.now_ns()
+        self.sent_ns = self.first_ns = self.end_ns = 0
+        self.finished = False
+
+    @property
+    def streamed(self) -> bool:
+        """True when its answer came, readable, as a stream of events."""
+        return self._reader is not None
+
+    def sent(self) -> None:
+        """An attempt goes to the provider."""
+        self.attempts += 1
+        self.sent_ns = self.clock.now_ns()
+
+    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]], *, stream: bool, encoded: bool) -> None:
+        """The answer begins. What is compressed passes unread."""
+        self.status = status
+        self.headers = headers
+        if self.asked is not None and status == 200 and not encoded:
+            self._reader = StreamReader() if stream else None
+            self._parts = None if stream else []
+
+    def saw(self, data: bytes) -> None:
+        """A piece of the answer's body passes."""
+        if not self.first_ns:
+            self.first_ns = self.clock.now_ns()
+        if self._reader is not None:
+            self._reader.feed(data)
+        elif self._parts is not None:
+            self._parts.append(data)
+
+    def shared(self, outcome: str, status: int, cost_usd: float | None) -> None:
+        """It was answered from the cache ("hit") or by another's call ("join"), which cost that much."""
+        self.outcome, self.status, self.saved_usd = outcome, status, cost_usd
+
+    def finish(self, error: str | None = None) -> None:
+        """The call is over; `error` says how it failed, when its status does not."""
+        if self.finished:
+            return
+        self.finished = True
+        if self._reader is not None:
+            self.info = self._reader.result()
+        elif self._parts is not None and sum(map(len, self._parts)) <= _READ_BYTES:
+            self.info = read_reply(b"".join(self._parts), text=False)
+        if self.outcome in _SHARED:
+            self.cost_usd = 0.0
+        else:
+            self.usage = self._usage()
+            self.cost_usd = self._cost()
+        self.error = error or (str(self.status) if self.status >= 400 else None)
+        self.end_ns = self.clock.now_ns()
+        self._listener(self)
+
+    def _usage(self) -> Usage | None:
+        """Tokens of an answered call: the provider's count, else (streams without it, cut ones) our estimate."""
+        if self.asked is None or self.status != 200 or self.info.usage is not None:
+            return self.info.usage
+        if self._reader is None and self._parts is None:
+            return None
+        self.usage_estimated = True
+        output = estimate_tokens(self.info.text) if self.kind == LLM else 0
+        return Usage(input_tokens=self.asked.info.input_tokens, output_tokens=output)
+
+    def _cost(self) -> float | None:
+        if self.asked is None:
+            return None
+        if self.usage is None:  # providers do not bill what they refuse; without any answer nobody knows
+            return 0.0 if self.status >= 400 and (self.headers or not self.attempts) else None
+        return cost_usd(self.asked.info.model, self.usage)

@@ -43,15 +43,21 @@ class AskedReader:
         self._memo_bytes = 0
 
     def read(
-        self, kind: str, target: str, headers: Sequence[tuple[bytes, bytes]], step: str | None, body: bytes
+        self,
+        kind: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        step: str | None,
+        body: bytes,
+        tenant: bytes | None = None,
     ) -> Asked:
-        """What this call asks, after routing."""
+        """What this call asks, after routing; `tenant` None: the credentials among the headers tell."""
         model = model_for(self._policy.routes, step) if self._policy.routes else None
         secrets = tuple(header for header in headers if header[0] in TENANT_HEADERS)
-        memo_key = (secrets, target, model, body)
+        memo_key = (tenant or secrets, target, model, body)
         asked = self._memo.get(memo_key)
         if asked is None:
-            asked = self._memo[memo_key] = self._work_out(kind, target, tenant_of(secrets), model, body)
+            asked = self._memo[memo_key] = self._work_out(kind, target, tenant or tenant_of(secrets), model, body)
             self._memo_bytes += len(body) + _ENTRY_BYTES
             while self._memo_bytes > _MEMO_BYTES:
                 (*_, old_body), _ = self._memo.popitem(last=False)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 
 from paceline.accelerate.asked import AskedReader
 from paceline.accelerate.cache import MemoryCache, StoredReply
+from paceline.accelerate.caller import Caller
 from paceline.accelerate.headers import is_event_stream, to_client, to_store
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord, Listener
@@ -47,17 +48,21 @@ class Engine:
         self._listener = listener or _nobody
         self._clock = clock or RunClock()
 
-    def handle(self, request: HttpRequest) -> Reply | Awaitable[Reply]:
-        """Answer one request."""
+    def handle(self, request: HttpRequest, caller: Caller | None = None) -> Reply | Awaitable[Reply]:
+        """Answer one request; `caller` where it is known who asks."""
         path = request.path
         seen = dict(request.headers)
         kind = kind_of(path) if request.method == "POST" else None
         record = CallRecord(self._listener, self._clock, request.method, path, kind or "", seen.get(b"traceparent"))
+        record.caller = caller
         if kind is None:
             return self._pass(request, record)
         step = seen.get(b"x-paceline-step")
         record.step = step.decode("latin-1") if step else None
-        asked = record.asked = self._reader.read(kind, request.target, request.headers, record.step, request.body)
+        tenant = caller.tenant if caller is not None else None
+        asked = record.asked = self._reader.read(
+            kind, request.target, request.headers, record.step, request.body, tenant
+        )
         if asked.key is None or _wants_fresh(seen.get(b"cache-control")):
             return self._pass(request, record)
         stored = self.cache.get(asked.key) if self.cache is not None else None

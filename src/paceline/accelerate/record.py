@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from paceline.accelerate.asked import Asked
+from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
 from paceline.clock import Clock
 from paceline.wire.openai import LLM, ReplyInfo, StreamReader, Usage, read_reply
@@ -26,6 +27,7 @@ class CallRecord:
         "_reader",
         "asked",
         "attempts",
+        "caller",
         "clock",
         "cost_usd",
         "end_ns",
@@ -61,6 +63,7 @@ class CallRecord:
         self.path = path
         self.kind = kind  # of the model call; "" for anything else
         self.traceparent = traceparent  # W3C, as the caller sent it
+        self.caller: Caller | None = None
         self.step: str | None = None
         self.asked: Asked | None = None  # None: not a model call
         self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared

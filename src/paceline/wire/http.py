@@ -1,8 +1,11 @@
 """What HTTP handlers take and give: the request, the reply, the signature of a handler."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
+
+from paceline.wire.framing import encode_whole
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -12,11 +15,15 @@ class HttpRequest(msgspec.Struct):
 
     method: str
     target: str  # as sent: path and query
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers  # shared by requests with the same head: not to be modified
     body: bytes
     keep_alive: bool = True
     chunks: bool = True  # the client knows chunked bodies (HTTP/1.0 does not)
     closed: bool = False  # the client went away before the reply was complete
+    peer: str = ""  # address of the client where it is known
+    # What a handler worked out from method, target and headers, for the next request with the same: the server gives
+    # requests of one connection whose heads are equal (content-length aside) the same dictionary.
+    notes: dict[Any, Any] = msgspec.field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -43,6 +50,17 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     headers: Headers = ()
     body: bytes | list[bytes] | AsyncIterator[bytes] = b""
+    wire: bytes | None = None  # head and body as they go to an HTTP/1.1 client that stays connected; see `encoded`
+
+    def encoded(self) -> "Reply":
+        """The same reply with its bytes ready, worth it when it is sent more than once: sending is then one write.
+
+        The body must be bytes or a list. Who makes `wire` in another way answers for it: it must say exactly what the
+        other fields say, which are used for clients of HTTP/1.0, for HEAD and for the last answer of a connection.
+        """
+        assert isinstance(self.body, (bytes, list))  # noqa: S101 - an iterator can be sent only once
+        head, body = encode_whole(self.status, self.headers, self.body)
+        return Reply(self.status, self.headers, self.body, head + body)
 
 
 Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]

@@ -1,136 +1,341 @@
-"""The dialect of OpenAI's API: what a call asks, and what its answer says. Pure; unknown fields are left alone.
+"""The dialect of OpenAI's API: chat completions, responses, completions, embeddings. Also what many others speak.
 
 Everything here reads a copy of what passes through; shapes it does not know give empty answers, never errors.
 """
 
-import functools
-import hashlib
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from paceline.wire.call import (
+    EMBEDDING,
+    LLM,
+    UNREADABLE,
+    CallInfo,
+    ReplyInfo,
+    Turn,
+    Usage,
+    count,
+    decode_object,
+    describe_turns,
+    dicts,
+    encode_sorted,
+    replace_field,
+    word,
+)
 from paceline.wire.sse import SseParser
-from paceline.wire.tokens import estimate_tokens
 
-LLM, EMBEDDING = "llm", "embedding"
-_KINDS = {"/chat/completions": LLM, "/completions": LLM, "/responses": LLM, "/embeddings": EMBEDDING}
+_KINDS = {"completions": LLM, "responses": LLM, "embeddings": EMBEDDING}  # by the last part of the path
+_DEPLOYMENTS = "/deployments/"  # Azure names the model in the path
 
 # Fields that change nothing about the answer, so two calls that differ only here ask the same:
-#   user, safety_identifier, metadata, store   whose call it is and how the provider files it
-#   stream, stream_options                     how the answer is delivered
-#   prompt_cache_key, service_tier             where it is computed
+#   user, safety_identifier, metadata, store         whose call it is and how the provider files it
+#   stream, stream_options                           how the answer is delivered (see `delivery`)
+#   prompt_cache_key, ..._retention, service_tier    where it is computed
 HYGIENE_FIELDS = frozenset(
-    {"user", "safety_identifier", "metadata", "store", "stream", "stream_options", "prompt_cache_key", "service_tier"}
+    {
+        "user",
+        "safety_identifier",
+        "metadata",
+        "store",
+        "stream",
+        "stream_options",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "service_tier",
+    }
 )
-
-_TEMPLATE_CHARS = 80
-_SYSTEM_ROLES = ("system", "developer")
-_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+_STATE_FIELDS = ("conversation", "background")  # of the Responses API
 
 
-class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What one call asks. Token counts are estimates of `estimate_tokens`, split by the role of the messages."""
+class OpenAI:
+    """OpenAI's dialect."""
 
-    kind: str | None = None  # "llm", "embedding"; None: not a model call, or not one we can read
-    model: str | None = None
-    stream: bool = False
-    system_tokens: int = 0  # system and developer messages, tools
-    history_tokens: int = 0  # up to and with the last answer of the assistant
-    user_tokens: int = 0  # what came after it
-    prompt_hash: str | None = None  # 32 hex digits; the very same call has the same one
-    template_hash: str | None = None  # 16 hex digits; calls written by the same piece of code have the same one
-    texts: list[str] = []  # of the messages, or the embedding's inputs, in order
-    system_text: str = ""
+    name = "openai"
+    price_provider = "openai"
+    key_headers = frozenset({b"openai-beta"})
+    credential_headers = frozenset({b"authorization", b"api-key", b"openai-organization", b"openai-project"})
+    text_fields = frozenset({"messages", "input", "prompt", "instructions"})
 
-    @property
-    def input_tokens(self) -> int:
-        """Estimated prompt tokens."""
-        return self.system_tokens + self.history_tokens + self.user_tokens
+    def kind_of(self, path: str) -> str | None:
+        """LLM, EMBEDDING, or None for other paths; any prefix (`/v1`, `/openai/deployments/x`) will do."""
+        return _KINDS.get(path.rpartition("/")[2])
+
+    def model_of(self, path: str, call: Mapping[str, Any]) -> str | None:
+        """The body's model, else Azure's deployment."""
+        model = call.get("model")
+        if isinstance(model, str):
+            return model
+        return path.partition(_DEPLOYMENTS)[2].partition("/")[0] or None
+
+    def is_stream(self, path: str, call: Mapping[str, Any]) -> bool:
+        """Whether `stream` is true."""
+        return call.get("stream") is True
+
+    def delivery(self, path: str, call: Mapping[str, Any]) -> bytes:
+        """Plain, or streamed with these options: usage in the stream is asked for there."""
+        if call.get("stream") is not True:
+            return b"plain"
+        options = call.get("stream_options")
+        return b"stream" + encode_sorted(options) if options else b"stream"
+
+    def canonical(self, call: dict[str, Any]) -> bytes:
+        """The call in one spelling: sorted fields, no white space, hygiene fields left out."""
+        return encode_sorted({name: call[name] for name in call if name not in HYGIENE_FIELDS})
+
+    def describe(self, kind: str, path: str, call: dict[str, Any], canon: bytes) -> CallInfo:
+        """What a decoded call of this kind asks; `canon` is its `canonical` form."""
+        model = self.model_of(path, call)
+        return describe_turns(
+            kind,
+            turns_of(kind, call),
+            model=model,
+            stream=call.get("stream") is True,
+            stateful=any(call.get(name) for name in _STATE_FIELDS),
+            tools=call.get("tools"),
+            canon=canon if "model" in call or model is None else model.encode() + canon,
+        )
+
+    def read_reply(self, body: bytes, *, text: bool = True) -> ReplyInfo:
+        """What a plain answer of status 200 says; without `text`, its text only where usage is missing."""
+        try:
+            reply = _decode_reply(body)
+        except UNREADABLE:
+            return ReplyInfo()
+        usage = _usage_of(reply.usage) if reply.usage is not None else None
+        finish, refused = _ending(reply)
+        return ReplyInfo(
+            usage=usage,
+            text="".join(_texts(reply)) if text or usage is None else "",
+            complete=not reply.error and (reply.status in (None, "completed") or finish in _LENGTH | _FILTERED),
+            refused=refused,
+            truncated=finish in _LENGTH,
+            finish=finish,
+            model=word(reply.model),
+            error=_error_type(reply.error),
+        )
+
+    def stream_reader(self) -> "StreamReader":
+        """A reader for one streamed answer."""
+        return StreamReader()
+
+    def error_body(
+        self, status: int, message: str, code: str | None = None, *, retry_after_s: float | None = None
+    ) -> bytes:
+        """An error as OpenAI words it; how long to wait is told in headers only."""
+        return error_body(status, message, code=code)
+
+    def with_model(self, target: str, body: bytes, model: str) -> tuple[str, bytes]:
+        """The call with another model in its body. An Azure deployment stays the one in the path."""
+        return target, replace_field(body, "model", model)
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens as the provider counted them."""
-
-    input_tokens: int
-    output_tokens: int = 0
-    cached_tokens: int = 0  # part of the input that the provider had cached
+OPENAI = OpenAI()
 
 
-class ReplyInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What one answer says."""
-
-    usage: Usage | None = None
-    text: str = ""  # message text, tool arguments included
-    complete: bool = False  # it ended as the protocol says, without an error in it
-    refused: bool = False  # declined by the model or a content filter
+def error_body(status: int, message: str, type: str | None = None, code: str | None = None) -> bytes:  # noqa: A002
+    """An error as OpenAI words it; the type follows from the status when not given."""
+    default = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    return msgspec.json.encode({"error": {"message": message, "type": type or default, "param": None, "code": code}})
 
 
-@functools.lru_cache(maxsize=256)
-def kind_of(path: str) -> str | None:
-    """LLM, EMBEDDING, or None for other paths; any prefix (`/v1`, `/openai/deployments/x`) will do."""
-    return next((kind for end, kind in _KINDS.items() if path.endswith(end)), None)
+# --- what a call says -----------------------------------------------------------------------------------------------
 
 
-def read_call(path: str, body: bytes) -> CallInfo:
-    """What a POST to `path` (without query) asks."""
-    kind = kind_of(path)
-    call = decode_object(body) if kind else None
-    return CallInfo() if kind is None or call is None else describe_call(kind, call, canonical(call))
+def turns_of(kind: str, call: dict[str, Any]) -> list[Turn]:
+    """(role, text) of everything the model is to read."""
+    turns: list[Turn] = []
+    if isinstance(call.get("instructions"), str):
+        turns.append(("system", call["instructions"]))
+    for field in ("prompt", "input"):
+        value = call.get(field)
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, str):
+                turns.append(("user", item))
+            elif isinstance(item, dict) and kind == LLM:
+                turns.append((str(item.get("role") or _ITEM_ROLES.get(str(item.get("type")), "user")), _said(item)))
+    turns += [(str(message.get("role", "user")), _said(message)) for message in dicts(call.get("messages"))]
+    return turns
 
 
-def decode_object(body: bytes) -> dict[str, Any] | None:
-    """The JSON object in `body`, or None when it is anything else."""
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+_ITEM_ROLES = {"function_call": "assistant", "function_call_output": "tool", "reasoning": "assistant"}
+
+
+def _said(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str) and "tool_calls" not in message:
+        return content
+    parts = [content] if isinstance(content, str) else [_part(part) for part in dicts(content)]
+    parts += [_part(call.get("function")) for call in dicts(message.get("tool_calls"))]
+    parts.append(_part(message))
+    return "\n".join(part for part in parts if part)
+
+
+def _part(part: object) -> str:
+    """Text of a content part, a function call or its output."""
+    if not isinstance(part, dict):
+        return ""
+    return next((part[name] for name in ("text", "arguments", "output") if isinstance(part.get(name), str)), "")
+
+
+# --- what an answer says: only the fields that matter are decoded, of any type where nothing hangs on it -------------
+
+_LENGTH = frozenset({"length", "max_output_tokens"})
+_FILTERED = frozenset({"content_filter"})
+
+
+class _Said(msgspec.Struct, gc=False):
+    """A content part, or a function call."""
+
+    type: Any = None
+    text: Any = None
+    arguments: Any = None
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Said | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | list[_Said] | None = None
+    refusal: Any = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message | None = None
+    delta: _Message | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Item(msgspec.Struct, gc=False):
+    """One item of a response's output."""
+
+    type: Any = None
+    content: str | list[_Said] | None = None
+    arguments: Any = None
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: Any = None
+    reasoning_tokens: Any = None
+    audio_tokens: Any = None
+
+
+_NO_DETAILS = _Details()
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Incomplete(msgspec.Struct, gc=False):
+    reason: Any = None
+
+
+class _Reply(msgspec.Struct, gc=False):
+    """A plain answer, a chunk of a chat, or a response within an event."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    model: Any = None
+    error: Any = None
+    status: Any = None
+    output: list[_Item] | None = None
+    incomplete_details: _Incomplete | None = None
+
+
+class _Event(_Reply, gc=False):
+    """One event of a stream, of chat completions or of the Responses API."""
+
+    type: Any = None
+    delta: Any = None
+    code: Any = None
+    response: _Reply | None = None
+
+
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+def _usage_of(raw: _Usage) -> Usage | None:
+    read = raw.prompt_tokens if raw.prompt_tokens is not None else raw.input_tokens
+    written = raw.completion_tokens if raw.completion_tokens is not None else raw.output_tokens
+    if not isinstance(read, int) or not isinstance(written, int | None):
         return None
-    return value if isinstance(value, dict) else None
-
-
-def describe_call(kind: str, call: dict[str, Any], canon: bytes) -> CallInfo:
-    """What a decoded call of this kind asks; `canon` is its `canonical` form."""
-    model = call.get("model")
-    turns = list(turns_of(kind, call))
-    last_answer = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
-    tokens = {"system": 0, "history": 0, "user": 0}
-    for i, (role, text) in enumerate(turns):
-        part = "system" if role in _SYSTEM_ROLES else "history" if i <= last_answer else "user"
-        tokens[part] += estimate_tokens(text)
-    if call.get("tools"):
-        tokens["system"] += estimate_tokens(_encode_sorted(call["tools"]).decode())
-    return CallInfo(
-        kind=kind,
-        model=model if isinstance(model, str) else None,
-        stream=call.get("stream") is True,
-        system_tokens=tokens["system"],
-        history_tokens=tokens["history"],
-        user_tokens=tokens["user"],
-        prompt_hash=hashlib.sha256(canon).hexdigest()[:32],
-        template_hash=_template_hash(kind, turns),
-        texts=[text for _, text in turns],
-        system_text="\n".join(text for role, text in turns if role in _SYSTEM_ROLES),
+    given = raw.prompt_tokens_details or raw.input_tokens_details or _NO_DETAILS
+    made = raw.completion_tokens_details or raw.output_tokens_details or _NO_DETAILS
+    return Usage(
+        input_tokens=read,
+        output_tokens=written or 0,  # embeddings write nothing
+        cached_tokens=count(given.cached_tokens),
+        reasoning_tokens=count(made.reasoning_tokens),
+        input_audio_tokens=count(given.audio_tokens),
+        output_audio_tokens=count(made.audio_tokens),
     )
 
 
-def canonical(call: dict[str, Any]) -> bytes:
-    """The call in one spelling: sorted fields, no white space, hygiene fields left out."""
-    return _encode_sorted({name: value for name, value in call.items() if name not in HYGIENE_FIELDS})
+def _texts(reply: _Reply) -> Iterator[str]:
+    """Texts in choices (messages, deltas, completions) or in the output of the Responses API."""
+    for choice in reply.choices or ():
+        message = choice.message or choice.delta
+        if message is not None:
+            yield _message_text(message)
+        elif isinstance(choice.text, str):
+            yield choice.text
+    for item in reply.output or ():
+        if isinstance(item.arguments, str):
+            yield item.arguments
+        elif item.type != "reasoning":
+            yield _content_text(item.content)
 
 
-def read_reply(body: bytes, *, text: bool = True) -> ReplyInfo:
-    """What a plain (not streamed) answer of status 200 says; without `text`, its text only where usage is missing."""
-    reply = decode_object(body)
-    if reply is None:
-        return ReplyInfo()
-    usage = _usage(reply.get("usage"))
-    return ReplyInfo(
-        usage=usage,
-        text="".join(_output_texts(reply)) if text or usage is None else "",
-        complete=not reply.get("error") and reply.get("status") in (None, "completed"),
-        refused=_refused(reply),
-    )
+def _message_text(message: _Message) -> str:
+    if message.tool_calls is None:
+        return _content_text(message.content)
+    calls = [call.function.arguments for call in message.tool_calls if call.function is not None]
+    return "\n".join(part for part in (_content_text(message.content), *calls) if part and isinstance(part, str))
+
+
+def _content_text(content: str | list[_Said] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part.text for part in content if isinstance(part.text, str))
+
+
+def _ending(reply: _Reply) -> tuple[str | None, bool]:
+    """Why an answer, or a chunk, ended (None: it did not say), and whether that was a refusal."""
+    finish, refused = None, False
+    for choice in reply.choices or ():
+        message = choice.message or choice.delta
+        finish = word(choice.finish_reason) or finish
+        refused |= choice.finish_reason in _FILTERED or (message is not None and bool(message.refusal))
+    if reply.status is not None:
+        why = word(reply.incomplete_details.reason) if reply.incomplete_details is not None else None
+        finish = why or word(reply.status)
+        refused = why in _FILTERED or any(
+            part.type == "refusal"
+            for item in reply.output or ()
+            if isinstance(item.content, list)
+            for part in item.content
+        )
+    return finish, refused
+
+
+def _error_type(error: object) -> str | None:
+    if not error:
+        return None
+    kind = error.get("type") or error.get("code") if isinstance(error, dict) else None
+    return kind if isinstance(kind, str) else "error"
 
 
 class StreamReader:
@@ -140,130 +345,104 @@ class StreamReader:
         self._parser = SseParser()
         self._text: list[str] = []
         self._usage: Usage | None = None
-        self._ended = self._refused = self._failed = False
+        self._finish: str | None = None
+        self._model: str | None = None
+        self._error: str | None = None
+        self._ended = self._refused = False
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the body, cut anywhere. Never raises; what it cannot read makes the answer incomplete."""
         try:
-            events = self._parser.feed(data)
-        except ValueError:
-            self._failed = True
-            return
-        for event in events:
-            if event == b"[DONE]":
-                self._ended = True
-            else:
-                self._take(decode_object(event))
+            for event in self._parser.feed(data):
+                if event == b"[DONE]":
+                    self._ended = True
+                else:
+                    self._take(_decode_event(event))
+        except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
+            self._error = self._error or "unreadable"
 
     def result(self) -> ReplyInfo:
         """What the answer said so far; `complete` once its final event was seen."""
         return ReplyInfo(
             usage=self._usage,
             text="".join(self._text),
-            complete=self._ended and not self._failed,
+            complete=self._ended and self._error is None,
             refused=self._refused,
+            truncated=self._finish in _LENGTH,
+            finish=self._finish,
+            model=self._model,
+            error=self._error,
         )
 
-    def _take(self, event: dict[str, Any] | None) -> None:
-        if event is None or event.get("error"):
-            self._failed = True
-            return
-        kind = event.get("type")
-        if isinstance(kind, str) and kind.startswith("response."):  # the Responses API
-            response = event.get("response")
-            if isinstance(event.get("delta"), str):
-                self._text.append(event["delta"])
-            if kind in ("response.failed", "response.incomplete"):
-                self._failed = True
-            if kind == "response.completed" and isinstance(response, dict):
-                self._ended = True
-                self._usage = _usage(response.get("usage")) or self._usage
-                self._refused |= _refused(response)
-            return
-        self._text.extend(_output_texts(event))
-        self._usage = _usage(event.get("usage")) or self._usage
-        self._refused |= _refused(event)
+    def _take(self, event: _Event) -> None:
+        if event.error:
+            self._error = _error_type(event.error)
+        elif event.choices is not None:
+            self._take_chunk(event)
+        elif event.type is not None:
+            self._take_typed(event)
+        if event.usage is not None:
+            self._usage = _usage_of(event.usage) or self._usage
+
+    def _take_chunk(self, chunk: _Event) -> None:
+        if self._model is None:
+            self._model = word(chunk.model)
+        for choice in chunk.choices or ():
+            message = choice.delta or choice.message
+            if message is None:  # a legacy completion
+                self._text.append(word(choice.text) or "")
+            else:
+                self._text.append(_message_text(message))
+                if message.refusal:
+                    self._refused = True
+            if choice.finish_reason is not None:
+                self._finish = word(choice.finish_reason)
+                self._refused |= choice.finish_reason in _FILTERED
+
+    def _take_typed(self, event: _Event) -> None:
+        """An event of the Responses API."""
+        kind = event.type
+        if kind in _TEXT_EVENTS:
+            self._text.append(word(event.delta) or "")
+        elif kind == "error":
+            self._error = word(event.code) or "error"
+        elif kind in _FINAL_EVENTS and event.response is not None:
+            response = event.response
+            self._model = word(response.model)
+            self._finish, refused = _ending(response)
+            self._refused |= refused
+            self._usage = (_usage_of(response.usage) if response.usage is not None else None) or self._usage
+            whole = kind == "response.completed" or self._finish in _LENGTH | _FILTERED
+            self._ended = whole
+            if not whole:
+                self._error = _error_type(response.error) or "incomplete"
 
 
-def error_body(status: int, message: str, type: str | None = None, code: str | None = None) -> bytes:  # noqa: A002
-    """An error as OpenAI words it; the type follows from the status when not given."""
-    default = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-    return msgspec.json.encode({"error": {"message": message, "type": type or default, "param": None, "code": code}})
+_TEXT_EVENTS = frozenset(
+    {
+        "response.output_text.delta",
+        "response.function_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+        "response.refusal.delta",
+    }
+)
+_FINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-def _dicts(value: object) -> Iterator[dict[str, Any]]:
-    return (item for item in value if isinstance(item, dict)) if isinstance(value, list) else iter(())
+# --- names of before the dialects; nothing new may use them ----------------------------------------------------------
+
+kind_of = OPENAI.kind_of
+canonical = OPENAI.canonical
+read_reply = OPENAI.read_reply
 
 
-def turns_of(kind: str, call: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(role, text) of everything the model is to read."""
-    if isinstance(call.get("instructions"), str):
-        yield "system", call["instructions"]
-    for field in ("prompt", "input"):
-        value = call.get(field)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                yield "user", item
-            elif isinstance(item, dict) and kind == LLM:
-                yield str(item.get("role", "user")), _message_text(item)
-    for message in _dicts(call.get("messages")):
-        yield str(message.get("role", "user")), _message_text(message)
+def read_call(path: str, body: bytes) -> CallInfo:
+    """What a POST to `path` (without query) asks."""
+    kind = kind_of(path)
+    call = decode_object(body) if kind else None
+    return CallInfo() if kind is None or call is None else describe_call(kind, call, canonical(call))
 
 
-def _message_text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    parts = [content] if isinstance(content, str) else [_text(part) for part in _dicts(content)]
-    parts += [_text(call.get("function")) for call in _dicts(message.get("tool_calls"))]
-    parts += [_text(message)]
-    return "\n".join(part for part in parts if part)
-
-
-def _text(part: object) -> str:
-    """Text of a content part, a function call or its output."""
-    if not isinstance(part, dict):
-        return ""
-    return next((part[name] for name in ("text", "arguments", "output") if isinstance(part.get(name), str)), "")
-
-
-def _template_hash(kind: str, turns: list[tuple[str, str]]) -> str:
-    """Prompts begin with what the programmer wrote and go on with what changes, so the start of the first text says
-    which code it came from; digits are masked. Embeddings have no template: all share one."""
-    start = turns[0][1][: 4 * _TEMPLATE_CHARS] if turns and kind == LLM else ""
-    masked = re.sub(r"\d+", "0", " ".join(start.split()))[:_TEMPLATE_CHARS]
-    return hashlib.sha256(f"{kind}\n{masked}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _output_texts(reply: dict[str, Any]) -> Iterator[str]:
-    """Texts in choices (messages, deltas, completions) or in the output of the Responses API."""
-    for choice in _dicts(reply.get("choices")):
-        message = choice.get("message", choice.get("delta"))
-        if isinstance(message, dict):
-            yield _message_text(message)
-        elif isinstance(choice.get("text"), str):
-            yield choice["text"]
-    for item in _dicts(reply.get("output")):
-        yield _message_text(item)
-
-
-def _refused(reply: dict[str, Any]) -> bool:
-    if any(
-        part.get("type") == "refusal" for item in _dicts(reply.get("output")) for part in _dicts(item.get("content"))
-    ):
-        return True
-    for choice in _dicts(reply.get("choices")):
-        message = choice.get("message", choice.get("delta"))
-        if choice.get("finish_reason") == "content_filter" or (isinstance(message, dict) and message.get("refusal")):
-            return True
-    return False
-
-
-def _usage(raw: object) -> Usage | None:
-    if not isinstance(raw, dict):
-        return None
-    details = raw.get("prompt_tokens_details", raw.get("input_tokens_details"))
-    read = raw.get("prompt_tokens", raw.get("input_tokens"))
-    written = raw.get("completion_tokens", raw.get("output_tokens", 0))  # embeddings write nothing
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if not isinstance(read, int) or not isinstance(written, int):
-        return None
-    return Usage(input_tokens=read, output_tokens=written, cached_tokens=cached if isinstance(cached, int) else 0)
+def describe_call(kind: str, call: dict[str, Any], canon: bytes) -> CallInfo:
+    """What a decoded call of this kind asks; `canon` is its `canonical` form."""
+    return OPENAI.describe(kind, "", call, canon)

@@ -11,3 +11,8 @@ def estimate_tokens(text: str) -> int:
     """
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return -(-size // BYTES_PER_TOKEN)
+
+
+def estimate_bytes(data: bytes) -> int:
+    """The same of a text that is encoded already."""
+    return -(-len(data) // BYTES_PER_TOKEN)

@@ -1,0 +1,227 @@
+"""Model calls whatever the dialect: what one asks, what its answer says, and what a dialect has to know."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+import msgspec
+
+from paceline.wire.tokens import estimate_bytes, estimate_tokens
+
+LLM, EMBEDDING, COUNT = "llm", "embedding", "count_tokens"
+SYSTEM_ROLES = ("system", "developer")
+_TEMPLATE_CHARS = 80
+_DIGITS = re.compile(r"\d+")
+encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+_decode = msgspec.json.Decoder().decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what decoding foreign JSON may raise
+Turn = tuple[str, str]  # role, text
+
+
+class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call asks. Token counts are estimates of `estimate_tokens`, split by the role of the messages.
+
+    Images and other media count nothing: how many tokens they are only the provider knows.
+    """
+
+    kind: str | None = None  # LLM, EMBEDDING, COUNT; None: not a model call, or not one we can read
+    model: str | None = None
+    stream: bool = False
+    stateful: bool = False  # hangs on, or changes, what the provider keeps: never answered from another call
+    system_tokens: int = 0  # system and developer messages, tools
+    history_tokens: int = 0  # up to and with the last answer of the assistant
+    user_tokens: int = 0  # what came after it
+    prompt_hash: str | None = None  # 32 hex digits; the very same call has the same one
+    template_hash: str | None = None  # 16 hex digits; calls written by the same piece of code have the same one
+    texts: list[str] = []  # of the messages, or the embedding's inputs, in order
+    system_text: str = ""
+
+    @property
+    def input_tokens(self) -> int:
+        """Estimated prompt tokens."""
+        return self.system_tokens + self.history_tokens + self.user_tokens
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens as the provider counted them. `input_tokens` and `output_tokens` are whole; the rest are parts of them."""
+
+    input_tokens: int
+    output_tokens: int = 0
+    cached_tokens: int = 0  # of the input: read from the provider's cache
+    cache_write_tokens: int = 0  # of the input: written to it
+    cache_write_1h_tokens: int = 0  # of those written: to be kept for an hour (dearer than five minutes)
+    reasoning_tokens: int = 0  # of the output
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    output_image_tokens: int = 0
+
+
+class ReplyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What one answer says."""
+
+    usage: Usage | None = None
+    usage_partial: bool = False  # it was cut before its final count: the output tokens are our estimate
+    text: str = ""  # message text, tool arguments included; no reasoning
+    complete: bool = False  # it ended as the protocol says, without an error in it
+    refused: bool = False  # declined by the model or a content filter
+    truncated: bool = False  # complete, but ended by the limit of its length
+    finish: str | None = None  # why it ended, in the provider's word
+    model: str | None = None  # as the provider names it: where an alias or a deployment was asked for
+    error: str | None = None  # type of an error inside the answer ("overloaded_error")
+
+
+class StreamReader(Protocol):
+    """Reads a streamed answer as it passes."""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of the body, cut anywhere. Never raises; what it cannot read makes the answer incomplete."""
+
+    def result(self) -> ReplyInfo:
+        """What the answer said so far; `complete` once its final event was seen."""
+
+
+class Dialect(Protocol):
+    """One provider's language. Pure, without state; shapes it does not know give empty answers, never errors."""
+
+    name: str  # "openai", "anthropic", "gemini"
+    price_provider: str  # its name in genai-prices
+    key_headers: frozenset[bytes]  # request headers that change the answer
+    credential_headers: frozenset[bytes]  # request headers that say whose call it is
+    text_fields: frozenset[str]  # of a call: those that hold its prompt
+
+    def kind_of(self, path: str) -> str | None:
+        """LLM, EMBEDDING, COUNT for a path without query, after any prefix; None: not a model call."""
+
+    def model_of(self, path: str, call: Mapping[str, Any]) -> str | None:
+        """The model asked for."""
+
+    def is_stream(self, path: str, call: Mapping[str, Any]) -> bool:
+        """Whether the answer is to come as a stream."""
+
+    def delivery(self, path: str, call: Mapping[str, Any]) -> bytes:
+        """How the answer is to be delivered: part of a cache key, for no hygiene field may change the bytes."""
+
+    def canonical(self, call: dict[str, Any]) -> bytes:
+        """The call in one spelling: sorted fields, no white space, without fields that change nothing."""
+
+    def describe(self, kind: str, path: str, call: dict[str, Any], canon: bytes) -> CallInfo:
+        """What a decoded call of this kind asks; `canon` is its `canonical` form."""
+
+    def read_reply(self, body: bytes, *, text: bool = True) -> ReplyInfo:
+        """What a plain answer of status 200 says; without `text`, its text only where usage is missing."""
+
+    def stream_reader(self) -> StreamReader:
+        """A reader for one streamed answer."""
+
+    def error_body(
+        self, status: int, message: str, code: str | None = None, *, retry_after_s: float | None = None
+    ) -> bytes:
+        """An error as the provider words it, so that its SDK raises the exception it raises for the provider."""
+
+    def with_model(self, target: str, body: bytes, model: str) -> tuple[str, bytes]:
+        """Target and body of the same call to another model; every other byte untouched."""
+
+
+def decode_object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in `body`, or None when it is anything else."""
+    try:
+        value = _decode(body)
+    except UNREADABLE:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def describe_turns(
+    kind: str,
+    turns: list[Turn],
+    *,
+    model: str | None,
+    stream: bool,
+    stateful: bool,
+    tools: object,
+    canon: bytes,
+) -> CallInfo:
+    """The call these (role, text) turns and tools make; assistants' roles are "assistant". `canon` names the model."""
+    last_answer = -1
+    for i, (role, _) in enumerate(turns):
+        if role == "assistant":
+            last_answer = i
+    system = estimate_bytes(encode_sorted(tools)) if tools else 0
+    history = user = 0
+    system_texts = []
+    for i, (role, text) in enumerate(turns):
+        if role in SYSTEM_ROLES:
+            system += estimate_tokens(text)
+            system_texts.append(text)
+        elif i <= last_answer:
+            history += estimate_tokens(text)
+        else:
+            user += estimate_tokens(text)
+    return CallInfo(
+        kind=kind,
+        model=model,
+        stream=stream,
+        stateful=stateful,
+        system_tokens=system,
+        history_tokens=history,
+        user_tokens=user,
+        prompt_hash=hashlib.sha256(canon).hexdigest()[:32],
+        template_hash=_template_hash(kind, turns[0][1][: 4 * _TEMPLATE_CHARS] if turns and kind != EMBEDDING else ""),
+        texts=[text for _, text in turns],
+        system_text="\n".join(system_texts),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _template_hash(kind: str, start: str) -> str:
+    """Prompts begin with what the programmer wrote and go on with what changes, so the start of the first text says
+    which code it came from; digits are masked. Embeddings have no template: all share one."""
+    masked = _DIGITS.sub("0", " ".join(start.split()))[:_TEMPLATE_CHARS]
+    return hashlib.sha256(f"{kind}\n{masked}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def replace_field(body: bytes, name: str, value: object) -> bytes:
+    """The JSON object with another value in one top-level field, every other byte as it was.
+
+    A body that is no object is unchanged; a field that is not there is added.
+    """
+    try:
+        fields = _decode_fields(body)
+    except UNREADABLE:
+        return body
+    new = msgspec.json.encode(value)
+    old = fields.get(name)
+    fields[name] = msgspec.Raw(new)
+    if old is not None:
+        pattern = rb'"%b"\s*:\s*(%b)' % (re.escape(name.encode()), re.escape(bytes(old)))
+        for place in re.finditer(pattern, body):
+            spliced = body[: place.start(1)] + new + body[place.end(1) :]
+            if _decode_fields_or_none(spliced) == fields:  # it was the field itself, not one of that name further in
+                return spliced
+    return msgspec.json.encode(fields)
+
+
+def _decode_fields_or_none(body: bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return _decode_fields(body)
+    except UNREADABLE:
+        return None
+
+
+def dicts(value: object) -> Iterable[dict[str, Any]]:
+    """The objects in a list; none when it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else ()
+
+
+def count(value: object) -> int:
+    """A number of tokens, 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def word(value: object) -> str | None:
+    """A text, or None for anything else."""
+    return value if isinstance(value, str) else None

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from paceline.wire.call import (
+    DECODING,
     EMBEDDING,
     LLM,
-    UNREADABLE,
     CallInfo,
+    EventReader,
     ReplyInfo,
     Turn,
     Usage,
@@ -24,7 +25,6 @@ from paceline.wire.call import (
     replace_field,
     word,
 )
-from paceline.wire.sse import SseParser
 
 _KINDS = {"completions": LLM, "responses": LLM, "embeddings": EMBEDDING}  # by the last part of the path
 _DEPLOYMENTS = "/deployments/"  # Azure names the model in the path
@@ -101,7 +101,7 @@ class OpenAI:
         """What a plain answer of status 200 says; without `text`, its text only where usage is missing."""
         try:
             reply = _decode_reply(body)
-        except UNREADABLE:
+        except DECODING:
             return ReplyInfo()
         usage = _usage_of(reply.usage) if reply.usage is not None else None
         finish, refused = _ending(reply)
@@ -146,17 +146,26 @@ def error_body(status: int, message: str, type: str | None = None, code: str | N
 def turns_of(kind: str, call: dict[str, Any]) -> list[Turn]:
     """(role, text) of everything the model is to read."""
     turns: list[Turn] = []
-    if isinstance(call.get("instructions"), str):
-        turns.append(("system", call["instructions"]))
-    for field in ("prompt", "input"):
-        value = call.get(field)
-        for item in value if isinstance(value, list) else (value,):
-            if isinstance(item, str):
-                turns.append(("user", item))
-            elif isinstance(item, dict) and kind == LLM:
-                turns.append((str(item.get("role") or _ITEM_ROLES.get(str(item.get("type")), "user")), _said(item)))
-    turns += [(str(message.get("role", "user")), _said(message)) for message in dicts(call.get("messages"))]
+    if "messages" not in call:
+        if isinstance(call.get("instructions"), str):
+            turns.append(("system", call["instructions"]))
+        for field in ("prompt", "input"):
+            value = call.get(field)
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, str):
+                    turns.append(("user", item))
+                elif isinstance(item, dict) and kind == LLM:
+                    turns.append((_role(item), _said(item)))
+    for message in dicts(call.get("messages")):
+        content = message.get("content")
+        text = content if isinstance(content, str) and "tool_calls" not in message else _said(message)
+        turns.append((_role(message), text))
     return turns
+
+
+def _role(message: dict[str, Any]) -> str:
+    role = message.get("role")
+    return role if isinstance(role, str) else _ITEM_ROLES.get(str(message.get("type")), "user")
 
 
 _ITEM_ROLES = {"function_call": "assistant", "function_call_output": "tool", "reasoning": "assistant"}
@@ -164,8 +173,6 @@ _ITEM_ROLES = {"function_call": "assistant", "function_call_output": "tool", "re
 
 def _said(message: dict[str, Any]) -> str:
     content = message.get("content")
-    if isinstance(content, str) and "tool_calls" not in message:
-        return content
     parts = [content] if isinstance(content, str) else [_part(part) for part in dicts(content)]
     parts += [_part(call.get("function")) for call in dicts(message.get("tool_calls"))]
     parts.append(_part(message))
@@ -270,7 +277,7 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 def _usage_of(raw: _Usage) -> Usage | None:
     read = raw.prompt_tokens if raw.prompt_tokens is not None else raw.input_tokens
     written = raw.completion_tokens if raw.completion_tokens is not None else raw.output_tokens
-    if not isinstance(read, int) or not isinstance(written, int | None):
+    if not isinstance(read, int) or not (written is None or isinstance(written, int)):
         return None
     given = raw.prompt_tokens_details or raw.input_tokens_details or _NO_DETAILS
     made = raw.completion_tokens_details or raw.output_tokens_details or _NO_DETAILS
@@ -338,84 +345,60 @@ def _error_type(error: object) -> str | None:
     return kind if isinstance(kind, str) else "error"
 
 
-class StreamReader:
-    """Reads a streamed answer as it passes: `feed` the bytes, ask `result` at the end."""
+class StreamReader(EventReader):
+    """Reads a streamed answer of chat completions, completions or the Responses API."""
 
-    def __init__(self) -> None:
-        self._parser = SseParser()
-        self._text: list[str] = []
-        self._usage: Usage | None = None
-        self._finish: str | None = None
-        self._model: str | None = None
-        self._error: str | None = None
-        self._ended = self._refused = False
+    LENGTH = _LENGTH
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes of the body, cut anywhere. Never raises; what it cannot read makes the answer incomplete."""
-        try:
-            for event in self._parser.feed(data):
-                if event == b"[DONE]":
-                    self._ended = True
-                else:
-                    self._take(_decode_event(event))
-        except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
-            self._error = self._error or "unreadable"
-
-    def result(self) -> ReplyInfo:
-        """What the answer said so far; `complete` once its final event was seen."""
-        return ReplyInfo(
-            usage=self._usage,
-            text="".join(self._text),
-            complete=self._ended and self._error is None,
-            refused=self._refused,
-            truncated=self._finish in _LENGTH,
-            finish=self._finish,
-            model=self._model,
-            error=self._error,
-        )
+    def take(self, event: bytes) -> None:
+        """Read one event."""
+        if event == b"[DONE]":
+            self.ended = True
+        else:
+            self._take(_decode_event(event))
 
     def _take(self, event: _Event) -> None:
         if event.error:
-            self._error = _error_type(event.error)
+            self.error = _error_type(event.error)
         elif event.choices is not None:
             self._take_chunk(event)
         elif event.type is not None:
             self._take_typed(event)
         if event.usage is not None:
-            self._usage = _usage_of(event.usage) or self._usage
+            self.usage = _usage_of(event.usage) or self.usage
 
     def _take_chunk(self, chunk: _Event) -> None:
-        if self._model is None:
-            self._model = word(chunk.model)
+        if self.model is None:
+            self.model = word(chunk.model)
         for choice in chunk.choices or ():
             message = choice.delta or choice.message
             if message is None:  # a legacy completion
-                self._text.append(word(choice.text) or "")
+                self.texts.append(word(choice.text) or "")
             else:
-                self._text.append(_message_text(message))
+                self.texts.append(_message_text(message))
                 if message.refusal:
-                    self._refused = True
+                    self.refused = True
             if choice.finish_reason is not None:
-                self._finish = word(choice.finish_reason)
-                self._refused |= choice.finish_reason in _FILTERED
+                self.finish = word(choice.finish_reason)
+                self.refused |= choice.finish_reason in _FILTERED
 
     def _take_typed(self, event: _Event) -> None:
         """An event of the Responses API."""
         kind = event.type
         if kind in _TEXT_EVENTS:
-            self._text.append(word(event.delta) or "")
+            self.texts.append(word(event.delta) or "")
         elif kind == "error":
-            self._error = word(event.code) or "error"
+            self.error = word(event.code) or "error"
         elif kind in _FINAL_EVENTS and event.response is not None:
             response = event.response
-            self._model = word(response.model)
-            self._finish, refused = _ending(response)
-            self._refused |= refused
-            self._usage = (_usage_of(response.usage) if response.usage is not None else None) or self._usage
-            whole = kind == "response.completed" or self._finish in _LENGTH | _FILTERED
-            self._ended = whole
+            self.model = word(response.model)
+            self.finish, refused = _ending(response)
+            self.refused |= refused
+            self.usage = (_usage_of(response.usage) if response.usage is not None else None) or self.usage
+            whole = kind == "response.completed" or self.finish in _LENGTH | _FILTERED
+            self.ended = whole
             if not whole:
-                self._error = _error_type(response.error) or "incomplete"
+                self.error = _error_type(response.error) or "incomplete"
 
 
 _TEXT_EVENTS = frozenset(

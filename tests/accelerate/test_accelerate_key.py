@@ -8,7 +8,7 @@ import pytest
 from paceline.accelerate.key import call_key, plain, tenant_of
 from paceline.accelerate.policy import Route
 from paceline.accelerate.routes import model_for, with_model
-from paceline.wire.openai import canonical
+from paceline.wire.dialects import DIALECTS
 
 CALL: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is it?"}]}
 
@@ -16,7 +16,8 @@ CALL: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 def key(
     call: dict[str, Any] | None = None, *, tenant: bytes = b"t" * 32, target: str = "/v1/x", mode: str = "exact"
 ) -> bytes:
-    return call_key(tenant, target, call or CALL, canonical(call or CALL), mode=mode)
+    dialect, call = DIALECTS[0], call or CALL
+    return call_key(tenant, b"", dialect, target, call, dialect.canonical(call), mode=mode)
 
 
 def test_tenants_never_share() -> None:

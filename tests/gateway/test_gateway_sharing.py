@@ -119,15 +119,32 @@ def test_failures_are_never_kept(script: list[Step]) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("directive", [b"no-cache", b"no-store", b"max-age=0, no-cache"])
-def test_a_caller_who_wants_it_fresh_gets_it_fresh(directive: bytes) -> None:
-    """Cache-Control is obeyed by cache and single-flight alike."""
+@pytest.mark.parametrize(
+    "header",
+    [(b"cache-control", b"no-cache"), (b"cache-control", b"max-age=0, No-Cache"), (b"x-paceline-cache", b"refresh")],
+)
+def test_a_caller_who_wants_it_fresh_gets_it_fresh(header: tuple[bytes, bytes]) -> None:
+    """Asked anew, and what came is kept for the next."""
 
     async def main() -> None:
-        async with bench(*PLAIN, policy=SHARING) as b:
+        async with bench(scripts=[[ok(b'{"n": 1}', JSON)], [ok(b'{"n": 2}', JSON)]], policy=SHARING) as b:
             await b.say()
-            assert (await b.say(headers=((b"cache-control", directive),)))[1] == "bypass"
+            assert await b.say(headers=(header,)) == (200, "miss", b'{"n": 2}')
+            assert await b.say() == (200, "hit", b'{"n": 2}')
             assert len(b.upstream.requests) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("header", [(b"cache-control", b"no-store"), (b"x-paceline-cache", b"bypass")])
+def test_a_caller_who_wants_nothing_kept_shares_nothing(header: tuple[bytes, bytes]) -> None:
+    """Neither looked up nor kept."""
+
+    async def main() -> None:
+        async with bench(scripts=[[ok(b'{"n": 1}', JSON)], [ok(b'{"n": 2}', JSON)]], policy=SHARING) as b:
+            await b.say()
+            assert await b.say(headers=(header,)) == (200, "bypass", b'{"n": 2}')
+            assert await b.say() == (200, "hit", b'{"n": 1}')
 
     run(main())
 
@@ -254,8 +271,8 @@ def test_a_stream_with_usage_knows_its_cost() -> None:
 
     async def main() -> None:
         async with bench(*script, policy=CACHING) as b:
-            await b.say(stream=True, stream_options={"include_usage": True})
-            await b.say(stream=True)
+            for _ in range(2):
+                await b.say(stream=True, stream_options={"include_usage": True})
             assert b.spans[0].cost_usd == pytest.approx(COST_USD)
             assert "paceline.tokens_estimated" not in b.spans[0].attributes
             assert b.spans[1].attributes["paceline.saved_usd"] == pytest.approx(COST_USD)

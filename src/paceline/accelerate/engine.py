@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from paceline.accelerate.asked import AskedReader
 from paceline.accelerate.cache import MemoryCache, StoredReply
 from paceline.accelerate.caller import Caller
+from paceline.accelerate.directives import BYPASS, REFRESH, read_directives
 from paceline.accelerate.headers import is_event_stream, to_client, to_store
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord, Listener
@@ -18,7 +19,6 @@ from paceline.clock import Clock, RunClock
 from paceline.errors import Overloaded, UpstreamError
 from paceline.wire.client import HttpClient
 from paceline.wire.http import HttpRequest, Reply
-from paceline.wire.openai import kind_of
 
 _FAILURES = (UpstreamError, Overloaded)
 
@@ -50,21 +50,20 @@ class Engine:
 
     def handle(self, request: HttpRequest, caller: Caller | None = None) -> Reply | Awaitable[Reply]:
         """Answer one request; `caller` where it is known who asks."""
-        path = request.path
-        seen = dict(request.headers)
-        kind = kind_of(path) if request.method == "POST" else None
-        record = CallRecord(self._listener, self._clock, request.method, path, kind or "", seen.get(b"traceparent"))
+        said = request.notes.get(self)
+        if said is None:
+            tenant = caller.tenant if caller is not None else None
+            said = request.notes[self] = read_directives(request.method, request.target, request.headers, tenant)
+        record = CallRecord(self._listener, self._clock, request.method, said.path, said.kind, said.traceparent)
         record.caller = caller
-        if kind is None:
+        if said.dialect is None:
             return self._pass(request, record)
-        step = seen.get(b"x-paceline-step")
-        record.step = step.decode("latin-1") if step else None
-        tenant = caller.tenant if caller is not None else None
-        asked = record.asked = self._reader.read(
-            kind, request.target, request.headers, record.step, request.body, tenant
-        )
-        if asked.key is None or _wants_fresh(seen.get(b"cache-control")):
+        record.step = said.step
+        asked = record.asked = self._reader.read(said, request.target, request.body)
+        if asked.key is None or said.mode == BYPASS:
             return self._pass(request, record)
+        if said.mode == REFRESH:
+            return self._lead(request, asked.key, record)
         stored = self.cache.get(asked.key) if self.cache is not None else None
         if stored is not None:
             return _replay(stored, record)
@@ -201,10 +200,6 @@ def _replay(stored: StoredReply, record: CallRecord) -> Reply:
     record.shared("hit", 200, stored.cost_usd)
     record.finish()
     return Reply(200, stored.headers, stored.pieces if stored.stream else stored.pieces[0])
-
-
-def _wants_fresh(cache_control: bytes | None) -> bool:
-    return cache_control is not None and (b"no-cache" in cache_control or b"no-store" in cache_control)
 
 
 def _events(body: bytes) -> list[bytes]:

@@ -1,7 +1,7 @@
 """Keys: which calls ask the same. Tenant first, so one caller's answer can never reach another.
 
-Two calls share a key when tenant, path, delivery (streamed or plain) and every field of the body agree, apart from
-`paceline.wire.openai.HYGIENE_FIELDS` (user, metadata, stream_options and their like), which change no answer.
+Two calls share a key when server, tenant, path, delivery (streamed or plain), the headers that change an answer and
+every field of the body agree, apart from the dialect's hygiene fields (user, metadata and their like).
 """
 
 import hashlib
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from paceline.accelerate.policy import TEXT
-from paceline.wire.openai import canonical
+from paceline.wire.call import Dialect
+from paceline.wire.dialects import DIALECTS
 
-# Headers that say whose call it is. Hashed, so no secret is kept in a key.
-TENANT_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project")
-_TEXT_FIELDS = ("messages", "input", "prompt", "instructions")
+# Headers that say whose call it is, in any dialect. Hashed, so no secret is kept in a key.
+TENANT_HEADERS = frozenset[bytes]().union(*(dialect.credential_headers for dialect in DIALECTS))
 # Quotes, and marks that end a word; not after a digit (5!), and no other sign: 1.5, -3, a*b and 10% mean something.
 _IDLE_PUNCTUATION = re.compile(r"""(?<!\d)(?:["'`\u2018\u2019\u201c\u201d\u2026]|[.,;:!?]+(?=\s|$))""")
 
@@ -26,17 +26,20 @@ def tenant_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return hashlib.sha256(b"\n".join(sorted(secrets))).digest()
 
 
-def call_key(tenant: bytes, target: str, call: dict[str, Any], canon: bytes, *, mode: str) -> bytes:
+def call_key(
+    tenant: bytes, place: bytes, dialect: Dialect, path: str, call: dict[str, Any], canon: bytes, *, mode: str
+) -> bytes:
     """32 bytes that equal calls share.
 
-    `call` is the decoded body, `canon` its `wire.openai.canonical` form; `mode` EXACT or TEXT (see `plain`).
+    `place` is the server and what of the head changes the answer; `call` is the decoded body, `canon` its canonical
+    form; `mode` EXACT or TEXT (see `plain`).
     """
     if mode == TEXT:
-        texts = {name: _plain_texts(value) for name, value in call.items() if name in _TEXT_FIELDS}
-        canon = canonical({**call, **texts})
-    delivery = b"stream" if call.get("stream") is True else b"plain"
-    # Each part before the body has a fixed length or cannot hold a line feed, so no two lists of parts look alike.
-    return hashlib.sha256(b"\n".join((tenant, target.encode(), delivery, canon))).digest()
+        texts = {name: _plain_texts(value) for name, value in call.items() if name in dialect.text_fields}
+        canon = dialect.canonical({**call, **texts})
+    # The tenant has a fixed length, and each other part says its own, so no two lists of parts look alike.
+    parts = (place, path.encode(), dialect.delivery(path, call), canon)
+    return hashlib.sha256(tenant + b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
 
 def plain(text: str) -> str:
@@ -52,5 +55,5 @@ def _plain_texts(value: object) -> object:
     if isinstance(value, list):
         return [_plain_texts(item) for item in value]
     if isinstance(value, dict):
-        return {k: _plain_texts(v) if k in ("content", "text") else v for k, v in value.items()}
+        return {k: _plain_texts(v) if k in ("content", "text", "parts") else v for k, v in value.items()}
     return value

@@ -6,7 +6,7 @@ from paceline.accelerate.asked import Asked
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
 from paceline.clock import Clock
-from paceline.wire.openai import LLM, ReplyInfo, StreamReader, Usage, read_reply
+from paceline.wire.call import LLM, ReplyInfo, StreamReader, Usage
 from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
@@ -97,7 +97,7 @@ class CallRecord:
         self.status = status
         self.headers = headers
         if self.asked is not None and status == 200 and not encoded:
-            self._reader = StreamReader() if stream else None
+            self._reader = self.asked.dialect.stream_reader() if stream else None
             self._parts = None if stream else []
 
     def saw(self, data: bytes) -> None:
@@ -121,7 +121,8 @@ class CallRecord:
         if self._reader is not None:
             self.info = self._reader.result()
         elif self._parts is not None and sum(map(len, self._parts)) <= _READ_BYTES:
-            self.info = read_reply(b"".join(self._parts), text=False)
+            assert self.asked is not None  # noqa: S101 - `head` looked
+            self.info = self.asked.dialect.read_reply(b"".join(self._parts), text=False)
         if self.outcome in _SHARED:
             self.cost_usd = 0.0
         else:

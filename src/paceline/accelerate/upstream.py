@@ -8,9 +8,10 @@ from paceline.accelerate.limiter import Gate, Limiter, retry_after_s
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.errors import Overloaded, UpstreamBroken, UpstreamError, UpstreamTimeout
+from paceline.wire.call import decode_object
 from paceline.wire.client import ClientReply, HttpClient
 from paceline.wire.http import HttpRequest, Reply
-from paceline.wire.openai import decode_object, error_body
+from paceline.wire.openai import error_body
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts when a 429 does not say how long
 _WHOLE_BYTES = 4 * 1024 * 1024
@@ -102,17 +103,17 @@ class Upstream:
         asked = record.asked
         gate = self.limiter.gate(asked.tenant, asked.info.model or "") if asked is not None else None
         headers = to_upstream(request.headers, readable=asked is not None)
-        body = asked.body if asked is not None else request.body
+        target, body = (asked.target, asked.body) if asked is not None else (request.target, request.body)
         if gate is None:
             record.sent()
-            reply = await self.client.request(request.method, request.target, headers, body)
+            reply = await self.client.request(request.method, target, headers, body)
             return Answer(reply, record, None)
         ticket, start_s = gate.ticket(), asyncio.get_running_loop().time()
         while True:
             await self._enter(gate, ticket, start_s, record)
             try:
                 record.sent()
-                reply = await self.client.request(request.method, request.target, headers, body)
+                reply = await self.client.request(request.method, target, headers, body)
                 if reply.status != 429 or not self._policy.retry_429.enabled:
                     gate.accepted()
                     return Answer(reply, record, gate)

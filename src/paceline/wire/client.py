@@ -6,22 +6,24 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.connection import Connection, Exchange, connect, encode_request
+from paceline.wire.connection import Connection, EncodedHeaders, Exchange, connect, encode_headers, encode_request
 
 __all__ = [
     "ClientLimits",
     "ClientReply",
     "Connection",
+    "EncodedHeaders",
     "Exchange",
     "HttpClient",
     "Timeouts",
     "connect",
+    "encode_headers",
     "encode_request",
 ]
 
@@ -57,16 +59,16 @@ class ClientReply:
         "_connection",
         "_error",
         "_expired",
+        "_now_s",
         "_paused",
-        "_seen_s",
-        "_timer",
         "_waiter",
         "done",
         "headers",
+        "seen_s",
         "status",
     )
 
-    def __init__(self, client: "HttpClient", connection: Connection) -> None:
+    def __init__(self, client: "HttpClient", connection: Connection, now_s: Callable[[], float]) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.done = False  # the whole answer is here, or it failed
@@ -78,13 +80,15 @@ class ClientReply:
         self._expired: tuple[str, float] | None = None
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._seen_s = loop.time()
-        self._timer = loop.call_later(client.timeouts.first_byte_s, self._check_time)
+        self._now_s = now_s
+        self.seen_s = now_s()  # when the server was last heard of
 
     def header(self, name: bytes) -> bytes | None:
         """First value of a header (lower-case name)."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     def __aiter__(self) -> "ClientReply":
         return self
@@ -94,28 +98,30 @@ class ClientReply:
         while not self._chunks:
             if self.done:
                 raise self._error or StopAsyncIteration
-            await self._wait()
+            await self.news()
         data = self._chunks.popleft()
         self._bytes -= len(data)
         if self._paused and self._bytes < _HIGH_WATER // 2:
             self._paused = False
+            self.seen_s = self._now_s()  # it was us who did not listen
             self._connection.resume()
         return data
 
     async def read(self) -> bytes:
         """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
-        if self.done and self._error is None and self._bytes <= self._client.limits.body_bytes:  # the usual case
+        chunks, limit_bytes = self._chunks, self._client.limits.body_bytes
+        if self.done and self._error is None and self._bytes <= limit_bytes:  # the usual case
             self._bytes = 0
-            body = b"".join(self._chunks)
-            self._chunks.clear()
+            body = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
             return body
         parts, size = [], 0
         try:
             async for data in self:
                 parts.append(data)
                 size += len(data)
-                if size > self._client.limits.body_bytes:
-                    msg = f"{self._client.base_url} sent more than {self._client.limits.body_bytes} bytes"
+                if size > limit_bytes:
+                    msg = f"{self._client.base_url} sent more than {limit_bytes} bytes"
                     raise UpstreamBroken(msg, target=self._client.base_url)
         finally:
             self.close()
@@ -126,41 +132,43 @@ class ClientReply:
         if not self.done:
             self._connection.abort()
 
-    async def head(self) -> None:
-        """Wait for status and headers; the client has done this before it hands the answer out."""
-        while not self.status and not self.done:
-            await self._wait()
-        if self._error is not None and not self.status:
-            raise self._error
+    def news(self) -> "asyncio.Future[None]":
+        """To await: something has arrived since, or it ended. One waits at a time."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
+        return waiter
 
     # --- Exchange ------------------------------------------------------------------------------------------------
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """The head arrived."""
         self.status, self.headers = status, headers
-        self._seen_s = asyncio.get_running_loop().time()
-        self._wake()
+        self.seen_s = self._now_s()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body arrived."""
         self._chunks.append(data)
         self._bytes += len(data)
-        self._seen_s = asyncio.get_running_loop().time()
+        self.seen_s = self._now_s()
         if self._bytes > _HIGH_WATER and not self._paused:
             self._paused = True
             self._connection.pause()
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def on_done(self, error: Exception | None, reusable: bool) -> None:
         """The answer is complete or failed; the connection goes back."""
         self.done = True
-        self._timer.cancel()
         if error is not None:
             self._error = self._translate(error)
         if self._paused:
             self._connection.resume()
-        self._client.give_back(self._connection, reusable=reusable)
-        self._wake()
+        self._client.give_back(self, self._connection, reusable=reusable)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _translate(self, error: Exception) -> UpstreamError:
         target = self._client.base_url
@@ -170,27 +178,20 @@ class ClientReply:
         what = "did not begin to answer" if phase == "first_byte" else "fell silent in its answer"
         return UpstreamTimeout(f"{target} {what} for {limit_s:g} s", target=target, phase=phase, limit_s=limit_s)
 
-    def _check_time(self) -> None:
-        """Runs when the limit may have passed. One timer an exchange: moving it at every piece would cost more."""
-        timeouts, loop = self._client.timeouts, asyncio.get_running_loop()
+    def check_time(self, now_s: float) -> float:
+        """Give up when the server has been silent too long. Otherwise: when to look again, on the loop's clock."""
+        timeouts = self._client.timeouts
         phase, limit_s = ("silence", timeouts.silence_s) if self.status else ("first_byte", timeouts.first_byte_s)
-        left_s = limit_s if self._paused else self._seen_s + limit_s - loop.time()
-        if left_s > 0:
-            self._timer = loop.call_later(left_s, self._check_time)
-        else:
+        if self._paused:  # it is us who do not listen
+            return now_s + limit_s
+        if self.seen_s + limit_s <= now_s:
             self._expired = (phase, limit_s)
             self._connection.abort()
+        return self.seen_s + limit_s
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def failure(self) -> UpstreamError | None:
+        """Why there is no head, once there will be none."""
+        return self._error if not self.status else None
 
 
 class HttpClient:
@@ -208,12 +209,13 @@ class HttpClient:
         self.base_url = base_url.rstrip("/")
         self.limits = limits or ClientLimits()
         self.timeouts = timeouts or Timeouts()
-        self._host, self._port, self.authority, self._prefix, secure = _split(base_url)
+        self._host, self._port, self.authority, self._prefix, secure = split_url(base_url)
         self._tls = (tls or _tls_context()) if secure else None
         self._idle: deque[tuple[float, Connection]] = deque()  # since when; the newest right
-        self._busy: set[Connection] = set()
+        self._busy: set[ClientReply] = set()
         self._free = self.limits.connections
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._watch: asyncio.TimerHandle | None = None
 
     @property
     def busy(self) -> int:
@@ -234,61 +236,97 @@ class HttpClient:
         UpstreamTimeout (phase "connect" or "first_byte") or UpstreamBroken. Cancelling closes the connection.
         """
         data = encode_request(method, self._prefix + target, self.authority, headers, body)
-        connection, kept = await self._take(fresh=False)
-        try:
-            return await self._exchange(connection, data)
-        except UpstreamBroken:
-            if not kept or connection.answered:
+        loop = asyncio.get_running_loop()
+        fresh = False
+        while True:
+            if self._free > 0 and not self._waiting:
+                self._free -= 1
+            else:
+                await self._turn()
+            connection = None if fresh else self._kept(loop.time())
+            kept = connection is not None
+            if connection is None:
+                connection = await self._open()
+            reply = ClientReply(self, connection, loop.time)
+            self._busy.add(reply)
+            if self._watch is None:
+                self._watch = loop.call_later(self._least_s, self._check_time)
+            connection.start(data, reply)
+            try:
+                while not reply.status and not reply.done:
+                    await reply.news()
+            except BaseException:
+                reply.close()
                 raise
-        connection, _ = await self._take(fresh=True)
-        return await self._exchange(connection, data)
+            error = reply.failure()
+            if error is None:
+                return reply
+            if fresh or not kept or connection.answered or not isinstance(error, UpstreamBroken):
+                raise error
+            fresh = True
+
+    async def warm(self, connections: int) -> None:
+        """Open connections ahead of the first requests, up to as many as this. Raises as `request` does."""
+        count = min(connections, self._free) - self.idle
+        opened = await asyncio.gather(*(self._warm_one() for _ in range(count)), return_exceptions=True)
+        for outcome in opened:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _warm_one(self) -> None:
+        self._free -= 1
+        connection = await self._open()
+        self._release()
+        self._idle.appendleft((asyncio.get_running_loop().time(), connection))
 
     async def close(self) -> None:
         """Close every connection; answers being read end with UpstreamBroken."""
         while self._idle:
             self._idle.pop()[1].abort()
-        for connection in list(self._busy):
-            connection.abort()
+        for reply in list(self._busy):
+            reply.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
-    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+    def give_back(self, reply: ClientReply, connection: Connection, *, reusable: bool) -> None:
         """Take a connection back after its exchange; called by the reply."""
-        self._busy.discard(connection)
-        self._release()
-        now_s = asyncio.get_running_loop().time()
+        self._busy.discard(reply)
+        self._free += 1
+        if self._waiting:
+            self._pass_turn()
         if reusable:
-            self._idle.append((now_s, connection))
-        while self._idle and now_s - self._idle[0][0] > self.limits.idle_s:
-            self._idle.popleft()[1].abort()
+            self._idle.append((reply.seen_s, connection))
 
-    async def _exchange(self, connection: Connection, data: bytes) -> ClientReply:
-        reply = ClientReply(self, connection)
-        connection.start(data, reply)
-        try:
-            await reply.head()
-        except BaseException:
-            reply.close()
-            raise
-        return reply
+    # --- time --------------------------------------------------------------------------------------------------------
 
-    async def _take(self, *, fresh: bool) -> tuple[Connection, bool]:
-        """A connection to use, and whether it was used before; `give_back` ends the use."""
-        await self._acquire()
-        try:
-            connection = None if fresh else self._kept()
-            kept = connection is not None
-            connection = connection or await self._open()
-        except BaseException:
-            self._release()
-            raise
-        self._busy.add(connection)
-        return connection, kept
+    @property
+    def _least_s(self) -> float:
+        """No answer expires sooner than this after it was begun or heard of."""
+        return min(self.timeouts.first_byte_s, self.timeouts.silence_s, self.limits.idle_s)
 
-    async def _acquire(self) -> None:
-        """Wait for the right to use a connection, in order. A semaphore, without its cost when nobody waits."""
-        if self._free > 0 and not self._waiting:
-            self._free -= 1
-            return
+    def _check_time(self) -> None:
+        """Look after answers and kept connections: one timer for all of them, as a timer an exchange costs too much.
+
+        Nothing expires unseen: what begins before the next look cannot expire before it.
+        """
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        next_s = now_s + self._least_s
+        for reply in list(self._busy):
+            expires_s = reply.check_time(now_s)
+            if now_s < expires_s < next_s:
+                next_s = expires_s
+        idle = self._idle
+        while idle and (idle[0][1].closed or now_s - idle[0][0] >= self.limits.idle_s):
+            idle.popleft()[1].abort()
+        self._watch = loop.call_at(next_s, self._check_time) if self._busy or idle else None
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        """Wait for the right to use a connection, in order."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -300,15 +338,18 @@ class HttpClient:
 
     def _release(self) -> None:
         self._free += 1
+        self._pass_turn()
+
+    def _pass_turn(self) -> None:
         while self._waiting and self._free > 0:
             turn = self._waiting.popleft()
             if not turn.done():
                 self._free -= 1
                 turn.set_result(None)
 
-    def _kept(self) -> Connection | None:
+    def _kept(self, now_s: float) -> Connection | None:
         """The most recently used connection that is still open, if any."""
-        oldest_s = asyncio.get_running_loop().time() - self.limits.idle_s
+        oldest_s = now_s - self.limits.idle_s
         while self._idle:
             since_s, connection = self._idle.pop()
             if connection.closed:
@@ -320,19 +361,22 @@ class HttpClient:
         return None
 
     async def _open(self) -> Connection:
+        """A new connection; the right to it is given back when there is none."""
         timeout_s = self.timeouts.connect_s
         try:
-            connection = await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
-        except TimeoutError as error:
-            msg = f"{self.base_url} could not be reached in {timeout_s:g} s"
-            raise UpstreamTimeout(msg, target=self.base_url, phase="connect", limit_s=timeout_s) from error
-        except OSError as error:
-            msg = f"{self.base_url} cannot be reached: {error.strerror or error}"
-            raise UpstreamBroken(msg, target=self.base_url) from error
-        return connection
+            return await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, TimeoutError):
+                msg = f"{self.base_url} could not be reached in {timeout_s:g} s"
+                raise UpstreamTimeout(msg, target=self.base_url, phase="connect", limit_s=timeout_s) from error
+            if isinstance(error, OSError):
+                msg = f"{self.base_url} cannot be reached: {error.strerror or error}"
+                raise UpstreamBroken(msg, target=self.base_url) from error
+            raise
 
 
-def _split(base_url: str) -> tuple[str, int, str, str, bool]:
+def split_url(base_url: str) -> tuple[str, int, str, str, bool]:
     """Host, port, authority (for the host header), path prefix, whether TLS is used."""
     try:
         parts = urlsplit(base_url)

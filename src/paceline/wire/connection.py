@@ -11,6 +11,8 @@ from typing import Protocol, cast
 import httptools
 
 _HEAD_BYTES = 256 * 1024  # of an answer; above it the connection is broken off
+_FRAMING_RATIO = 16  # bytes of chunk sizes, extensions and trailers allowed for one byte of body
+_WITH_BODY = ("POST", "PUT", "PATCH")  # methods that say how long their body is even when it is empty
 
 
 class Exchange(Protocol):
@@ -26,22 +28,42 @@ class Exchange(Protocol):
         """Complete, or failed with a ConnectionError. `reusable`: the connection can `start` another exchange."""
 
 
+class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers together with their `lines` as they are sent; for those that go out with many requests."""
+
+    lines: bytes
+
+
+def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
+    """These headers, encoded once. ValueError when one holds a line break: it would be a second header or request."""
+    encoded = EncodedHeaders(headers)
+    encoded.lines = _encode_lines(headers)
+    return encoded
+
+
+def _encode_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        msg = f"a header holds a line break: {lines[:200]!r}"
+        raise ValueError(msg)
+    return lines
+
+
 def encode_request(
     method: str, target: str, host: str, headers: Sequence[tuple[bytes, bytes]], body: bytes = b""
 ) -> bytes:
     """The bytes of one request. `host` and content-length are added; `headers` must have neither.
 
-    Raises ValueError when a part holds a line break (it would be a second header or request).
+    Raises ValueError when a part holds a line break (it would be a second header or request), or the target a space.
     """
-    parts = [f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")]
-    parts += [b"%b: %b\r\n" % header for header in headers]
-    if body or method in ("POST", "PUT", "PATCH"):
-        parts.append(b"content-length: %d\r\n" % len(body))
-    head = b"".join(parts)
-    if head.count(b"\n") != len(parts) + 1 or head.count(b"\r") != len(parts) + 1:
-        msg = f"a request line or header holds a line break: {head[:200]!r}"
+    lines = headers.lines if isinstance(headers, EncodedHeaders) else _encode_lines(headers)
+    line = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")
+    if line.count(b"\n") != 2 or line.count(b"\r") != 2 or line.count(b" ") != 3:
+        msg = f"a request line holds a space or a line break: {line[:200]!r}"
         raise ValueError(msg)
-    return head + b"\r\n" + body
+    if body or method in _WITH_BODY:
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (line, lines, len(body), body)
+    return line + lines + b"\r\n"
 
 
 async def connect(host: str, port: int, *, tls: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> "Connection":
@@ -58,13 +80,15 @@ class Connection(asyncio.Protocol):
     """A keep-alive connection. `start` one exchange, wait for its `on_done`, start the next if it was reusable."""
 
     __slots__ = (
+        "_body_bytes",
         "_complete",
         "_exchange",
-        "_head_bytes",
         "_headers",
+        "_in_head",
         "_keep_alive",
         "_no_body",
         "_parser",
+        "_received_bytes",
         "_transport",
         "_until_close",
         "answered",
@@ -73,7 +97,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._exchange: Exchange | None = None
-        self._head_bytes = 0  # received of the head so far; -1 once it is complete
+        self._in_head = False  # the head of an answer is awaited or being received
         self._parser = httptools.HttpResponseParser(self)
         self.closed = False
         self.answered = False  # a byte of the current exchange's answer has come
@@ -95,7 +119,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._complete = self._until_close = self._keep_alive = False
         self._no_body = data.startswith(b"HEAD ")
-        self._head_bytes = 0
+        self._in_head = True
+        self._received_bytes = self._body_bytes = 0
         self.answered = False
         if self.closed:
             self._finish(ConnectionResetError("the connection was closed before the request was sent"))
@@ -139,10 +164,14 @@ class Connection(asyncio.Protocol):
         else:
             if self._complete:
                 self._finish(None)
-            elif self._head_bytes >= 0:
-                self._head_bytes += len(data)
-                if self._head_bytes > _HEAD_BYTES:
+                return
+            # What the parser swallows without a word is bounded here: endless headers, chunk extensions, trailers.
+            self._received_bytes += len(data)
+            if self._in_head:
+                if self._received_bytes > _HEAD_BYTES:
                     self._fail("the answer's head is too large")
+            elif self._received_bytes > _HEAD_BYTES + _FRAMING_RATIO * self._body_bytes:
+                self._fail("the answer is mostly chunk extensions or trailers")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop: the end of a body without a length, else the end of the exchange."""
@@ -161,17 +190,17 @@ class Connection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One whole header."""
-        self._headers.append((name.lower(), value))
+        """One whole header. Trailers are dropped: the head has been handed out."""
+        if self._in_head:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole; interim answers (1xx) are passed over."""
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue, 103 Early Hints: the real head follows
             return
-        self._head_bytes = -1
-        framed = status in (204, 304) or any(n in (b"content-length", b"transfer-encoding") for n, _ in self._headers)
-        self._until_close = not framed
+        self._in_head = False
+        self._until_close = status not in (204, 304) and not _is_framed(self._headers)
         assert self._exchange is not None  # noqa: S101 - data_received drops bytes nobody asked for
         self._exchange.on_head(status, self._headers)
         if self._no_body:  # the parser cannot be told, and would wait for one
@@ -180,12 +209,13 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Part of the body, chunk framing removed."""
+        self._body_bytes += len(body)
         if self._exchange is not None:
             self._exchange.on_body(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        if self._head_bytes < 0:
+        if not self._in_head:
             # Reported after the parser returns: surplus bytes in the same packet must spoil the connection first.
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
@@ -205,3 +235,11 @@ class Connection(asyncio.Protocol):
             self.closed = True
             self._transport.close()
         exchange.on_done(error, reusable)
+
+
+def _is_framed(headers: list[tuple[bytes, bytes]]) -> bool:
+    """True when the head says where the body ends."""
+    for name, _ in headers:  # noqa: SIM110 - every answer passes here, and `any` with a generator takes twice as long
+        if name in (b"content-length", b"transfer-encoding"):
+            return True
+    return False

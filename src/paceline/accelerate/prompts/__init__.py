@@ -1,0 +1,1 @@
+"""Prompts: made shorter where asked, and watched for what keeps the provider's own cache from working."""

@@ -1,0 +1,118 @@
+"""Answer: what goes back to the caller, and what it holds until it is over."""
+
+import asyncio
+
+from paceline.accelerate.headers import is_event_stream
+from paceline.accelerate.record import CallRecord
+from paceline.accelerate.routing.attempt import Attempt
+from paceline.accelerate.routing.replies import error_name
+from paceline.accelerate.routing.verdict import is_failure
+from paceline.errors import UpstreamError
+from paceline.wire.client import ClientReply
+
+_WHOLE_BYTES = 4 * 1024 * 1024
+
+
+class Answer:
+    """The provider's answer: status, headers, and the body as an iterator that records what passes.
+
+    Its place in the lane, its permit and its connection are held until it is exhausted or `aclose`d.
+    """
+
+    __slots__ = ("_attempt", "_is_read", "_over", "_ready", "_record", "_reply", "headers", "status", "stream")
+
+    def __init__(self, reply: ClientReply, record: CallRecord, attempt: Attempt | None) -> None:
+        """`attempt` None: not a model call, nothing is limited or watched."""
+        self.status = reply.status
+        self.headers = reply.headers
+        self.stream = is_event_stream(reply.headers)
+        self._reply = reply
+        self._record = record
+        self._attempt = attempt
+        self._over = False
+        self._ready = _read_already(attempt)
+        self._is_read = attempt is not None and attempt.body is not None
+        encoded = (reply.header(b"content-encoding") or b"identity") != b"identity"
+        record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece; UpstreamError where the provider broke off."""
+        if self._ready:
+            data = self._ready.pop(0)
+        elif self._is_read:
+            self._end(None)
+            raise StopAsyncIteration
+        else:
+            try:
+                data = await self._reply.__anext__()
+            except StopAsyncIteration:
+                self._end(None)
+                raise
+            except UpstreamError as error:
+                self._end(error)
+                raise
+        self._record.saw(data)
+        return data
+
+    @property
+    def is_small(self) -> bool:
+        """True when it is worth taking whole before a byte is sent on: then a broken one becomes a clean 502."""
+        length = self._reply.header(b"content-length")
+        return int(length) <= _WHOLE_BYTES if length is not None else self._record.asked is not None
+
+    async def whole(self) -> bytes:
+        """The whole body; UpstreamError when it breaks off, is larger than the client's limit, or comes too late."""
+        try:
+            if self._is_read:
+                body = b""
+            elif self._attempt is None or self._reply.done:
+                body = await self._reply.read()
+            else:
+                body = await self._attempt.in_time(self._reply.read())
+        except BaseException as error:
+            self._end(error)
+            raise
+        if self._ready:
+            body = b"".join([*self._ready, body])
+        self._record.saw(body)
+        self._end(None)
+        return body
+
+    async def aclose(self) -> None:
+        """Give up what has not arrived."""
+        self._reply.close()
+        self._end(asyncio.CancelledError())
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        record, attempt = self._record, self._attempt
+        try:
+            record.finish(None if error is None else error_name(error))
+        finally:
+            if attempt is not None:
+                usage = record.usage
+                attempt.end(
+                    failed=_speaks_against(attempt, error),
+                    tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
+                    output_tokens=None if usage is None else usage.output_tokens,
+                )
+
+
+def _read_already(attempt: Attempt | None) -> list[bytes]:
+    """A stream's opening, else the body of a refusal."""
+    if attempt is None:
+        return []
+    if attempt.opening is not None:
+        return attempt.opening
+    return [attempt.body] if attempt.body else []
+
+
+def _speaks_against(attempt: Attempt, error: BaseException | None) -> bool | None:
+    if isinstance(error, UpstreamError):
+        return True
+    return None if error is not None else is_failure(attempt.status)

@@ -1,0 +1,176 @@
+"""One attempt: a call at one lane, from the moment it may go until everything it holds is given back."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from paceline.accelerate.headers import is_event_stream
+from paceline.accelerate.limits import Signal, signal_of
+from paceline.accelerate.routing.call import RoutedCall
+from paceline.accelerate.routing.gates import Permit
+from paceline.accelerate.routing.lanes import Lane
+from paceline.accelerate.routing.opening import FAILED, HOLD, Opening
+from paceline.accelerate.routing.verdict import Judge, Verdict, is_failure, never_sent
+from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
+from paceline.wire.client import ClientReply
+
+T = TypeVar("T")
+
+
+class Attempt:
+    """Holds a place in the lane, a permit, and once the head is here a connection. Whoever begins it ends it."""
+
+    __slots__ = (
+        "_call",
+        "_over",
+        "_probe",
+        "_started_s",
+        "body",
+        "error",
+        "lane",
+        "opening",
+        "permit",
+        "reply",
+        "signal",
+        "status",
+        "verdict",
+    )
+
+    def __init__(self, call: RoutedCall, lane: Lane, permit: Permit | None) -> None:
+        self.lane = lane
+        self.permit = permit
+        self.reply: ClientReply | None = None
+        self.status = 0  # of the answer, or of the error its stream begins with; 0: none came
+        self.body: bytes | None = None  # of a refusal, read whole
+        self.opening: list[bytes] | None = None  # of a stream: what came up to its first token
+        self.error: UpstreamError | None = None
+        self.signal: Signal | None = None  # of a refusal, and of any answer that limits want to hear of
+        self.verdict = Verdict.ANSWER
+        self._call = call
+        self._over = False
+        self._started_s = call.now_s()
+        self._probe = lane.begin(self._started_s)
+
+    @property
+    def what(self) -> str:
+        """How a log calls its failure."""
+        if self.error is None:
+            return str(self.status)
+        return "upstream_timeout" if isinstance(self.error, UpstreamTimeout) else "upstream_broken"
+
+    async def run(self, judge: Judge, *, guarded: bool) -> None:
+        """Send, wait for the head (`guarded`: for a stream's first token), and judge what came.
+
+        An UpstreamError is kept in `error`. Cancelled or not, what is held is held until `end`.
+        """
+        try:
+            await self.in_time(self._exchange(guarded))
+        except UpstreamError as error:
+            self.error = error
+            self.verdict = judge.of_error(error, idempotent=self._call.idempotent)
+        else:
+            if self.body is not None:
+                self.verdict = judge.of_refusal(
+                    self.status,
+                    self.body,
+                    should_retry=self.reply.header(b"x-should-retry") if self.reply is not None else None,
+                    no_quota=self.signal is not None and self.signal.quota_exhausted,
+                    own_key=self.lane.target.has_own_key,
+                    idempotent=self._call.idempotent,
+                )
+        if self.permit is not None and self.signal is not None:
+            self.permit.heard(self.signal)
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """Wait for it until the caller's deadline; then UpstreamTimeout, phase "total"."""
+        client = self.lane.target.client
+        alarm_s = self._call.alarm_s(client.timeouts)
+        if alarm_s is None:
+            return await work
+        try:
+            async with asyncio.timeout_at(alarm_s):
+                return await work
+        except TimeoutError as error:
+            raise self._call.too_late(client.base_url) from error
+
+    def end(self, *, failed: bool | None = None, tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """Give everything back, once.
+
+        Args:
+            failed: Whether it speaks against the lane; None: it says nothing about it.
+            tokens: What it took in all, where that is known.
+            output_tokens: Those of them that the model wrote.
+        """
+        if self._over:
+            return
+        self._over = True
+        if self.reply is not None:
+            self.reply.close()
+        lane = self.lane
+        lane.end(self._call.now_s(), failed=failed, probe=self._probe)
+        if output_tokens is not None:
+            lane.wrote(output_tokens)
+        if self.permit is not None:
+            if tokens is not None:
+                self.permit.used(tokens)
+            self.permit.leave()
+
+    def fail(self) -> None:
+        """Over without serving the caller; noted."""
+        error = self.error
+        billed = error is not None and not never_sent(error) and (self.status == 200 or _had_time(error))
+        self._call.note(self.lane, self.what, billed=billed)
+        broken = error is not None or is_failure(self.status) or self.verdict is Verdict.ELSEWHERE
+        self.end(failed=broken, tokens=None if billed else 0)
+
+    def lose(self) -> None:
+        """Given up for a faster one. The time it took so far is a lower bound of what it would have taken."""
+        if not self._over:
+            now_s = self._call.now_s()
+            self.lane.answered(now_s - self._started_s, now_s, stream=self._call.stream)
+            self._call.note(self.lane, "lost to a hedge", billed=True)
+            self.end()
+
+    async def _exchange(self, guarded: bool) -> None:
+        call, lane = self._call, self.lane
+        worded = call.worded_for(lane)
+        call.record.sent()
+        reply = self.reply = await lane.target.client.request(call.method, worded.target, worded.headers, worded.body)
+        self.status = reply.status
+        if reply.status >= 400:
+            self.body = await reply.read()
+            self.signal = signal_of(reply.status, reply.headers, self.body, time.time())
+            return
+        if self.permit is not None:
+            self.signal = signal_of(reply.status, reply.headers, None, time.time())
+        if guarded and is_event_stream(reply.headers):
+            await self._open(reply)
+        if lane.is_watched:
+            now_s = call.now_s()
+            lane.answered(now_s - self._started_s, now_s, stream=call.stream)
+
+    async def _open(self, reply: ClientReply) -> None:
+        """Read up to the first token. A stream that ends before it, or begins with an error, has failed."""
+        opening = Opening()
+        self.opening = opening.pieces
+        async for piece in reply:
+            if opening.feed(piece) != HOLD:
+                break
+        if opening.state == HOLD:
+            target = self.lane.target.client.base_url
+            raise UpstreamBroken(f"{target}: the stream ended before its first token", target=target)
+        if opening.state == FAILED:
+            self.status = opening.status
+            self.body = _error_in(opening.pieces)
+            self.signal = signal_of(self.status, reply.headers, self.body, time.time())
+
+
+def _error_in(pieces: list[bytes]) -> bytes:
+    """The data of the last event: the error."""
+    return b"".join(pieces).rpartition(b"data:")[2].strip()
+
+
+def _had_time(error: UpstreamError) -> bool:
+    """True when the provider had the request for long enough to have worked on it."""
+    return isinstance(error, UpstreamTimeout)

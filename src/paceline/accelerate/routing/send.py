@@ -1,0 +1,180 @@
+"""The dispatcher: a call goes to the cheapest place that serves it, again or elsewhere when that fails, in time."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from paceline.accelerate.headers import to_upstream
+from paceline.accelerate.record import CallRecord
+from paceline.accelerate.routing.answer import Answer
+from paceline.accelerate.routing.attempt import Attempt
+from paceline.accelerate.routing.call import RoutedCall
+from paceline.accelerate.routing.gates import Limits, Permit
+from paceline.accelerate.routing.hedge import race
+from paceline.accelerate.routing.lanes import Lane, pick
+from paceline.accelerate.routing.plan import Plan, Plans, Stage
+from paceline.accelerate.routing.policy import RoutingPolicy
+from paceline.accelerate.routing.retries import Pauses, usable
+from paceline.accelerate.routing.taken import RouteTaken
+from paceline.accelerate.routing.targets import Target
+from paceline.accelerate.routing.verdict import Judge, Verdict
+from paceline.errors import Overloaded, UpstreamBroken
+from paceline.wire.dialects import dialect_for
+from paceline.wire.http import HttpRequest
+
+_QUEUED_S = 0.0005  # a wait worth mentioning
+
+
+class Dispatcher:
+    """The providers behind routing and limits. It owns no connections: whoever makes the clients closes them."""
+
+    def __init__(
+        self,
+        policy: RoutingPolicy,
+        providers: dict[str, Target],
+        plans: Plans,
+        limits: Limits | None = None,
+        *,
+        gated: bool = False,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        """`providers` by dialect. `gated`: a 429 closes the limits' gate, so a refused call need not wait by itself."""
+        self._policy = policy
+        self._providers = providers
+        self._plans = plans
+        self._limits = limits
+        self._judge = Judge(policy)
+        self._gated = gated
+        self._rand = rand
+
+    async def send(
+        self, request: HttpRequest, record: CallRecord, taken: RouteTaken | None = None, *, group: str | None = None
+    ) -> Answer:
+        """Send and wait for the answer to begin; `taken` is filled in on the way.
+
+        Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
+        """
+        asked = record.asked
+        if asked is None:
+            return await self._pass(request, record)
+        call = RoutedCall(request, asked, record, taken or RouteTaken(), self._policy.timeout_s)
+        plan = self._plans.find(asked.dialect.name, asked.info.model, group, call.started_s)
+        attempt = await self._serve(call, plan)
+        if attempt.error is not None or attempt.reply is None:
+            raise attempt.error or UpstreamBroken("no answer came", target=attempt.lane.target.client.base_url)
+        return Answer(attempt.reply, record, attempt)
+
+    async def _pass(self, request: HttpRequest, record: CallRecord) -> Answer:
+        """What is no model call goes to its provider as it is."""
+        target = self._providers[dialect_for(request.path, request.headers).name]
+        worded = target.word(request.target, to_upstream(request.headers, readable=False), request.body)
+        record.sent()
+        reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
+        return Answer(reply, record, None)
+
+    async def _serve(self, call: RoutedCall, plan: Plan) -> Attempt:
+        """One model after the other; those whose breakers are open only when there is no other."""
+        stages = plan.stages
+        if len(stages) > 1:
+            now_s = call.now_s()
+            stages = tuple(stage for stage in stages if stage.admits(now_s)) or stages[:1]
+        for stage in stages:
+            is_last = stage is stages[-1]
+            try:
+                attempt = await self._ask(call, plan, stage)
+            except Overloaded:
+                call.note(stage.lanes[0], "no turn in time")
+                if is_last or call.left_s() <= 0:
+                    raise
+                continue
+            call.arrived(attempt.lane, stage.model if stage is not plan.stages[0] else None)
+            if is_last or attempt.verdict is Verdict.ANSWER or call.left_s() <= 0:
+                break
+        return attempt
+
+    async def _ask(self, call: RoutedCall, plan: Plan, stage: Stage) -> Attempt:
+        """Try one model until it serves or trying on makes no sense; an attempt that failed holds nothing any more."""
+        breaker = self._policy.breaker
+        if breaker.refuse and not stage.admits(call.now_s()):
+            target = stage.lanes[0].target
+            msg = f"{target.name} was not called: at least {breaker.failure_ratio:.0%} of its last calls failed"
+            raise UpstreamBroken(msg, target=target.client.base_url)
+        stage.earn()
+        pauses = Pauses(self._policy.retries, stage, self._rand, gated=self._gated)
+        while True:
+            lane, permit = await self._admit(call, stage)
+            first = Attempt(call, lane, permit)
+            try:
+                attempt = await self._run(call, plan, stage, first)
+            except BaseException:
+                first.end()
+                raise
+            if attempt.verdict is Verdict.ANSWER and attempt.error is None:
+                return attempt
+            attempt.fail()
+            wait_s = pauses.after(call, attempt)
+            if wait_s is None:
+                return attempt
+            if wait_s > 0.0:
+                call.record.queued |= attempt.verdict is Verdict.WAIT
+                call.waited_s += wait_s
+                await asyncio.sleep(wait_s)
+
+    async def _run(self, call: RoutedCall, plan: Plan, stage: Stage, first: Attempt) -> Attempt:
+        """The attempt that came first with something, where hedging applies."""
+        after_s = self._hedge_after_s(call, first.lane) if stage.hedges is not None else None
+        if after_s is None:
+            await first.run(self._judge, guarded=plan.guarded)
+            return first
+        return await race(
+            first,
+            after_s,
+            lambda: self._second(call, stage, first.lane),
+            lambda attempt: attempt.run(self._judge, guarded=plan.guarded),
+        )
+
+    def _hedge_after_s(self, call: RoutedCall, lane: Lane) -> float | None:
+        after_s = lane.hedge_after_s(stream=call.stream)
+        if after_s is None or not call.idempotent:
+            return None
+        return max(after_s, self._policy.hedge.min_wait_s)
+
+    def _second(self, call: RoutedCall, stage: Stage, late: Lane) -> Attempt | None:
+        """Another attempt, elsewhere if there is such a place; None where no limit or budget has room for it now."""
+        now_s = call.now_s()
+        others = [lane for lane in usable(call, stage.lanes, now_s) if lane is not late] or [late]
+        lane = pick(others, now_s, self._rand)
+        permit = None
+        if self._limits is not None:
+            permit = self._limits.try_admit(call.new_ask(lane))
+            if permit is None:
+                return None
+        if stage.hedges is None or not stage.hedges.spend(now_s):
+            if permit is not None:
+                permit.leave()
+            return None
+        call.taken.hedged = True
+        return Attempt(call, lane, permit)
+
+    async def _admit(self, call: RoutedCall, stage: Stage) -> tuple[Lane, Permit | None]:
+        """The lane to try next, and the permit for it. Raises Overloaded when its turn cannot come in time."""
+        now_s = call.now_s()
+        lanes = stage.lanes if len(stage.lanes) == 1 else usable(call, stage.lanes, now_s)
+        lane = pick(lanes, now_s, self._rand)
+        if self._limits is None:
+            return lane, None
+        until_s = call.until_s(self._policy.retries.max_wait_s)
+        permit = self._limits.try_admit(call.ask_of(lane, until_s))
+        if permit is None and len(lanes) > 1:
+            for other in sorted(lanes, key=lambda each: each.cost(now_s)):
+                permit = self._limits.try_admit(call.ask_of(other, until_s)) if other is not lane else None
+                if permit is not None:
+                    return other, permit
+            lane = min(lanes, key=lambda each: (each.held_until_s, each.cost(now_s)))
+        if permit is None:
+            permit = await self._limits.admit(call.ask_of(lane, until_s))
+            waited_s = call.now_s() - now_s
+            call.record.queued |= waited_s > _QUEUED_S
+            if call.tried:
+                call.waited_s += waited_s
+        return lane, permit

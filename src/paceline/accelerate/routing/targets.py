@@ -1,0 +1,151 @@
+"""Target: one place calls can be sent to, and how a caller's request is worded for it."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from paceline.accelerate.routing.policy import Deployment
+from paceline.accelerate.routing.providers import Clients, Providers, without_version
+from paceline.errors import ConfigError
+from paceline.wire.client import HttpClient
+
+Headers = list[tuple[bytes, bytes]]
+
+# Every dialect's: a credential of one provider must not reach another by accident.
+CREDENTIALS = frozenset(
+    {b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"openai-organization", b"openai-project"}
+)
+_KEY_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+_OPERATION = re.compile(r"(?:.*?/(v1|v1beta|v1alpha)|.*/deployments/[^/]+)(/.*)", re.DOTALL)
+
+
+class Worded(NamedTuple):
+    """A request as one target wants it."""
+
+    target: str
+    headers: Headers
+    body: bytes
+
+
+class Target:
+    """A provider, or one deployment at it."""
+
+    __slots__ = (
+        "_base",
+        "_extra",
+        "_query",
+        "_replaces_key",
+        "_replaces_version",
+        "client",
+        "credential",
+        "dialect",
+        "name",
+    )
+
+    def __init__(
+        self,
+        client: HttpClient,
+        dialect: str,
+        name: str,
+        *,
+        base: str = "",
+        replaces_version: bool = False,
+        extra: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        credential: str | None = None,
+        key_header: str | None = None,
+        keyless: bool = False,
+    ) -> None:
+        """`base` goes before a request's path; `replaces_version`: in the place of its /v1. `credential`: its own."""
+        self.client = client
+        self.dialect = dialect
+        self.name = name
+        self._base = base
+        self._replaces_version = replaces_version
+        self._query = dict(query or {})
+        self._extra: Headers = [(k.lower().encode(), v.encode()) for k, v in (extra or {}).items()]
+        self._replaces_key = keyless or credential is not None
+        # Limits are counted by it; None: by the caller's own credential.
+        self.credential = (
+            hashlib.sha256(f"{name}\n{credential or ''}".encode()).digest() if self._replaces_key else None
+        )
+        if credential is not None:
+            header = key_header or _KEY_HEADERS[dialect]
+            value = f"Bearer {credential}" if header.lower() == "authorization" else credential
+            self._extra.append((header.lower().encode(), value.encode()))
+
+    @property
+    def deployment(self) -> str | None:
+        """Its name where the policy gave it one."""
+        return None if self.name == self.dialect else self.name
+
+    @property
+    def has_own_key(self) -> bool:
+        """True when callers' credentials do not go there."""
+        return self._replaces_key
+
+    def word(self, target: str, headers: Headers, body: bytes) -> Worded:
+        """The request for this place; `headers` have passed `to_upstream`."""
+        if self._base or self._replaces_version or self._query or self._replaces_key:
+            target = self._at_base(target)
+        if self._extra or self._replaces_key:
+            dropped = {name for name, _ in self._extra} | (CREDENTIALS if self._replaces_key else frozenset())
+            headers = [header for header in headers if header[0] not in dropped] + self._extra
+        return Worded(target, headers, body)
+
+    def _at_base(self, target: str) -> str:
+        path, _, query = target.partition("?")
+        found = _OPERATION.fullmatch(path) if self._replaces_version else None
+        path = self._base + (found[2] if found is not None else path)
+        if self._query or (self._replaces_key and query):
+            own = {*self._query, *(("key",) if self._replaces_key else ())}  # Gemini's key may come in the query
+            kept = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] not in own]
+            query = urlencode([*kept, *self._query.items()])
+        return f"{path}?{query}" if query else path
+
+
+def provider_targets(providers: Providers, clients: Clients, environ: Mapping[str, str]) -> dict[str, Target]:
+    """The target of each dialect. Raises ConfigError for a URL that is none and a variable that is not set."""
+    targets = {}
+    for dialect in _KEY_HEADERS:
+        client, base = clients.at(providers.base_of(dialect))
+        variable = providers.key_env.get(dialect)
+        credential = None if variable is None else _from_environment(environ, variable, f"provider {dialect}")
+        targets[dialect] = Target(client, dialect, dialect, base=base, credential=credential)
+    return targets
+
+
+def deployment_target(deployment: Deployment, clients: Clients, environ: Mapping[str, str]) -> Target:
+    """Where a deployment's calls go. Raises ConfigError as `provider_targets` does.
+
+    Its URL is what the provider's SDK takes as base URL. OpenAI's ends with the version, which Azure and others spell
+    differently, so its path stands in the place of the request's /v1; Anthropic's and Gemini's come without.
+    """
+    openai = deployment.provider == "openai"
+    client, base = clients.at(deployment.url if openai else without_version(deployment.url))
+    credential = None
+    if deployment.key_env is not None:
+        credential = _from_environment(environ, deployment.key_env, f"deployment {deployment.name}")
+    azure = (urlsplit(deployment.url).hostname or "").endswith(".azure.com")
+    return Target(
+        client,
+        deployment.provider,
+        deployment.name,
+        base=base or "/v1" if openai else base,
+        replaces_version=openai,
+        extra=deployment.headers,
+        query=deployment.query,
+        credential=credential,
+        key_header=deployment.key_header or ("api-key" if azure and openai else None),
+        keyless=deployment.keyless,
+    )
+
+
+def _from_environment(environ: Mapping[str, str], variable: str, what: str) -> str:
+    value = environ.get(variable)
+    if not value:
+        msg = f"{what} takes its credential from the environment variable {variable}, which is not set"
+        raise ConfigError(msg)
+    return value

@@ -1,0 +1,517 @@
+"""Cache: answers kept in memory, on the host and in the fleet, computed once however many ask at once."""
+
+import asyncio
+import inspect
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from .computing import Flight, computing
+from .decorate import Cached
+from .envelope import MOST_TAGS
+from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, storage_key, tag_id
+from .lease import Lease
+from .levels import Found, Levels, Question, pattern_key
+from .memory import Entry
+from .policy import MEMORY, CachePolicy
+from .recurrence import Advice
+from .selection import Selection
+from .statistics import Group, Statistics
+from .values import copy_of
+
+T = TypeVar("T")
+_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 0.002, 0.05, 1.5
+_MEMO, _MEMO_NAME_BYTES = 16_384, 256
+_log = logging.getLogger(__name__)
+
+
+class Cache:
+    """Answers by tenant and key, in the levels of a policy. One per process; for one event loop at a time.
+
+    Close it when done: `async with Cache(...) as cache`, or `await cache.close()`.
+
+    Args:
+        policy: Which levels; the default is memory alone.
+        now_s: Unix seconds; tests pass a fake.
+        draw: Uniform numbers in [0, 1), for early refresh.
+
+    Raises:
+        ConfigError: a level needs a library that is not installed, or its settings are wrong.
+    """
+
+    def __init__(
+        self,
+        policy: CachePolicy | None = None,
+        *,
+        now_s: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.policy = policy or CachePolicy()
+        self._now_s = now_s
+        self._levels = levels = Levels(self.policy, now_s, draw)
+        levels.on_invalidated = self._forget_flights
+        first = levels.memory if self.policy.levels[:1] == (MEMORY,) else None
+        self._named: dict[object, Entry] = first.named if first is not None else {}
+        self._entries: OrderedDict[bytes, Entry] = first.entries if first is not None else OrderedDict()
+        self._has_far = bool(levels.far)
+        self._flights: dict[bytes, Flight] = {}
+        self._leases: dict[bytes, Lease] = {}
+        self._memo: dict[object, tuple[bytes, Group]] = {}
+        self._computed = self._joined = self._waited = self._refreshed = self._failed = 0
+
+    # -- the library's door -----------------------------------------------------------------------------------------
+
+    async def get_or_compute(
+        self,
+        key: Key,
+        fn: Callable[[], Awaitable[T] | T],
+        *,
+        ttl_s: float | None = None,
+        tags: Collection[str] = (),
+        tenant: str | bytes | None = None,
+        as_type: Any = None,
+        copy: bool = False,
+    ) -> T:
+        """The answer stored under a key, else what `fn` gives, which is stored.
+
+        Equal keys asked at once are computed once, across processes where host or fleet are on. When a caller is
+        cancelled the computation goes on for the others.
+
+        Args:
+            key: A str, bytes, a number, or a tuple of such. Everything the answer depends on belongs in it.
+            fn: Makes the answer; a coroutine function or a plain one. What it raises is raised and never stored.
+            ttl_s: How long the answer may be given, in every level; None: each level's own time.
+            tags: Names under which `invalidate` finds it, at most 64.
+            tenant: Whose it is: no other tenant ever gets it. None is a partition of its own.
+            as_type: What the answer is decoded to, for types that MessagePack does not know apart (tuples, structs,
+                dataclasses, dates).
+            copy: Give each caller an object of its own. Otherwise all get the same one and must not change it.
+
+        Raises:
+            TypeError: the answer or the key cannot be encoded; the message names the type.
+            ValueError: `ttl_s` is not above 0, or there are too many tags.
+        """
+        # A hit in memory is the path everything else is paid for: no call that is not needed, no other frame.
+        kind = type(key)
+        name = key if kind is str or kind is bytes else name_of(key)
+        if tenant is not None:
+            name = (tenant, name)
+        entry = self._named.get(name)
+        if entry is not None:
+            now_s = self._now_s()
+            levels = self._levels
+            if now_s < entry.quiet_s and levels.counter[0] == levels.heard:
+                entry.hits += 1
+                entry.asked_s = now_s
+                self._entries.move_to_end(entry.key)
+                return entry.value if not copy else copy_of(entry.value, as_type)  # type: ignore[no-any-return]
+        question = self._question(name, key, tenant, tags)
+        found = self._levels.look_near(question, as_type)
+        if found is None and self._has_far:
+            found = await self._levels.look_far(question, as_type)
+        if found is None:
+            value = await self._compute(question, fn, ttl_s, tags, as_type, copy)
+        else:
+            value = found.value
+            if found.wants_refresh:
+                self._refresh(question, fn, ttl_s, tags, as_type, copy, found.age_s)
+        return copy_of(value, as_type) if copy else value  # type: ignore[no-any-return]
+
+    def cached(
+        self,
+        *,
+        ttl_s: float | None = None,
+        tags: Collection[str] | Callable[..., Collection[str]] = (),
+        key: Callable[..., Key] | None = None,
+        tenant: str | bytes | Callable[..., str | bytes | None] | None = None,
+        as_type: Any = None,
+        copy: bool = False,
+    ) -> Callable[[Callable[..., Coroutine[Any, Any, T]]], Cached[T]]:
+        """Decorate a coroutine function so that equal calls share an answer; see `Cached`.
+
+        `key`, `tags` and `tenant` may be functions of the call's arguments. Without `key` it is the function's full
+        name and all arguments, bound to their parameters.
+        """
+
+        def decorate(function: Callable[..., Coroutine[Any, Any, T]]) -> Cached[T]:
+            return Cached(self, function, ttl_s=ttl_s, tags=tags, key=key, tenant=tenant, as_type=as_type, copy=copy)
+
+        return decorate
+
+    async def invalidate(
+        self,
+        *,
+        tags: Iterable[str] = (),
+        keys: Iterable[Key] = (),
+        storage_keys: Iterable[bytes] = (),
+        tenant: str | bytes | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Drop answers from every level; every process hears of it, and what is being computed is not stored.
+
+        Args:
+            tags: Answers with one of these, of all tenants or of `tenant`.
+            keys: As given to `get_or_compute`, of `tenant`, or of none.
+            storage_keys: As `storage_key` gave them.
+            tenant: Alone: all answers of that tenant.
+            everything: All answers; of `tenant`, if named.
+
+        Returns:
+            How many entries the level that held most of them lost.
+
+        A level that does not answer is told later, and not read until then by this process.
+        """
+        selection = Selection(
+            partition=None if tenant is None else partition_of(tenant),
+            keys=frozenset([*(storage_key(tenant, key) for key in keys), *storage_keys]),
+            tags=frozenset(map(tag_id, _several(tags))),
+            everything=everything,
+        )
+        if not (selection.keys or selection.tags or everything):
+            if tenant is None:
+                msg = "invalidate what? Name tags, keys, storage_keys, a tenant, or everything=True"
+                raise ValueError(msg)
+            selection = Selection(partition=selection.partition, everything=True)
+        return await self._levels.forget(selection)
+
+    # -- the engine's door ------------------------------------------------------------------------------------------
+
+    def peek(self, key: bytes) -> Found | None:
+        """What the levels that answer at once (those before the fleet) have under a storage key."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            now_s = self._now_s()
+            levels = self._levels
+            if now_s < entry.quiet_s and levels.counter[0] == levels.heard:
+                entry.hits += 1
+                entry.asked_s = now_s
+                self._entries.move_to_end(key)
+                return Found(value=entry.value, level=MEMORY, age_s=now_s - entry.created_s)
+        return self._levels.look_near(Question(key))
+
+    async def get(self, key: bytes) -> Found | None:
+        """What the other levels have; to be asked after `peek`."""
+        return await self._levels.look_far(Question(key)) if self._has_far else None
+
+    def put(
+        self,
+        key: bytes,
+        value: Any,
+        *,
+        ttl_s: float | None = None,
+        tags: Collection[str] = (),
+        compute_s: float = 0.0,
+        lease: Lease | None = None,
+    ) -> Awaitable[None] | None:
+        """Store an answer in every level. Returns the write to the fleet, which need not be awaited.
+
+        Args:
+            key: A storage key.
+            value: A StoredReply, or whatever `get_or_compute` could store.
+            ttl_s: See `get_or_compute`.
+            tags: See `get_or_compute`.
+            compute_s: What making it took, for early refresh.
+            lease: The one under which it was made. If what it means was invalidated meanwhile it is not stored.
+        """
+        if len(key) != KEY_BYTES:
+            msg = f"a storage key has {KEY_BYTES} bytes, see storage_key(); got {len(key)}"
+            raise ValueError(msg)
+        group = self._levels.patterns[pattern_key(key, value)]
+        group.misses += 1
+        question = Question(key, None, (group, *(self._levels.tags[tag] for tag in tags)))
+        return self._levels.store(
+            question,
+            value,
+            ttl_s=_checked_ttl(ttl_s),
+            tags=_tag_ids(tags),
+            compute_s=compute_s,
+            lease=lease or self._leases.get(key),
+        )[1]
+
+    async def lease(self, key: bytes) -> Lease | None:
+        """The right to compute a key, across processes where host or fleet are on. Release it after `put`.
+
+        None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
+        """
+        if key in self._leases:
+            return None
+        levels = self._levels
+        if levels.counter[0] != levels.heard:
+            levels.hear()
+        lease = Lease(key, levels.recent.number, self._lease_over)
+        lease.host_number = levels.heard
+        self._leases[key] = lease
+        try:
+            taken = levels.host is None or lease.on_host(levels.host)
+            if taken and levels.fleet is not None and levels.fleet.policy.lease:
+                taken = await lease.in_fleet(levels.fleet)
+        except BaseException:
+            lease.release()
+            raise
+        if not taken:
+            lease.release()
+            return None
+        return lease
+
+    async def wait_for(
+        self, key: bytes, deadline_s: float, *, as_type: Any = None, newer_than_s: float = 0.0
+    ) -> Found | None:
+        """Wait for the answer whoever holds the key's lease is computing.
+
+        None: it gave the lease back, or died, without an answer, or `deadline_s` (loop time) has come.
+        """
+        question = Question(key)
+        loop = asyncio.get_running_loop()
+        pause_s = _POLL_S
+        while True:
+            found = await self._levels.look_for_other(question, as_type, newer_than_s)
+            if found is not None:
+                return found
+            if not await self._is_leased(key):
+                return await self._levels.look_for_other(question, as_type, newer_than_s)  # stored, then released
+            left_s = deadline_s - loop.time()
+            if left_s <= 0:
+                return None
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * _POLL_GROWTH, _LONGEST_POLL_S)
+
+    # -- what is known ----------------------------------------------------------------------------------------------
+
+    def advise(self) -> Advice:
+        """For each of 16 times to live the hit rate it would have had on what was asked so far."""
+        self._levels.summary()
+        return self._levels.recurrence.advise()
+
+    def statistics(self) -> Statistics:
+        """Everything counted since the cache was made. Visits every entry in memory: 1 ms for 10,000."""
+        levels = self._levels
+        rows = levels.summary()
+        hits, misses = levels.ages.total, levels.misses
+        return Statistics(
+            requests=hits + misses,
+            hits=hits,
+            misses=misses,
+            hit_rate=hits / (hits + misses) if hits + misses else None,
+            computed=self._computed,
+            joined=self._joined,
+            waited=self._waited,
+            stale=levels.stale,
+            refreshed=self._refreshed,
+            failed=self._failed,
+            invalidations=levels.invalidations,
+            levels=rows,
+            patterns=levels.patterns.summary(),
+            tags=levels.tags.summary(),
+            ages=levels.ages.summary(),
+            recurrence=levels.recurrence.advise(),
+        )
+
+    async def flush(self) -> None:
+        """Wait until the host level has written what was put."""
+        if self._levels.host is not None:
+            await self._levels.host.flush()
+
+    async def close(self) -> None:
+        """Cancel what is being computed, write what waits, leave folder and connections. Bounded to seconds."""
+        loop = asyncio.get_running_loop()
+        tasks = [flight.task for flight in self._flights.values() if flight.loop is loop]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lease in list(self._leases.values()):
+            lease.release()
+        await self._levels.close()
+
+    async def __aenter__(self) -> "Cache":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    def _question(self, name: Any, key: Key, tenant: str | bytes | None, tags: Collection[str]) -> Question:
+        known = self._memo.get(name)
+        if known is None:
+            plain = name if tenant is None else name[1]
+            known = named_key(partition_of(tenant), plain), self._levels.patterns[pattern_of(key)]
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            if not isinstance(key, str | bytes) or len(key) <= _MEMO_NAME_BYTES:
+                self._memo[name] = known
+        if not tags:
+            return Question(known[0], name, (known[1],))
+        groups = self._levels.tags
+        return Question(known[0], name, (known[1], *[groups[tag] for tag in _several(tags)]))
+
+    async def _compute(
+        self,
+        question: Question,
+        fn: Callable[[], Any],
+        ttl_s: float | None,
+        tags: Collection[str],
+        as_type: Any,
+        copy: bool,
+    ) -> Any:
+        flight = self._flights.get(question.key)
+        if flight is not None and flight.loop is asyncio.get_running_loop() and not flight.task.done():
+            if question.key in computing.get():
+                return await _called(fn)  # asked inside its own computation: waiting for it would never end
+            self._joined += 1
+        else:
+            flight = self._start(question, fn, _checked_ttl(ttl_s), _tag_ids(tags), as_type, copy, background=False)
+        return await flight.result()
+
+    def _refresh(
+        self,
+        question: Question,
+        fn: Callable[[], Any],
+        ttl_s: float | None,
+        tags: Collection[str],
+        as_type: Any,
+        copy: bool,
+        age_s: float,
+    ) -> None:
+        if question.key not in self._flights:
+            self._start(
+                question, fn, ttl_s, _tag_ids(tags), as_type, copy, background=True, newer_than_s=self._now_s() - age_s
+            )
+
+    def _start(
+        self,
+        question: Question,
+        fn: Callable[[], Any],
+        ttl_s: float | None,
+        tags: tuple[bytes, ...],
+        as_type: Any,
+        copy: bool,
+        *,
+        background: bool,
+        newer_than_s: float = 0.0,
+    ) -> Flight:
+        async def produce() -> Any:
+            try:
+                flight.lease = lease = await self.lease(question.key)
+                if lease is None and background:
+                    return None  # another process is at it
+                if lease is None:
+                    found = await self._wait_for_lease(flight, question, as_type, newer_than_s)
+                elif lease.is_shared:
+                    # Between our look and the lease another process may have been through with it.
+                    found = await self._levels.look_for_other(question, as_type, newer_than_s)
+                else:
+                    found = None
+                if found is not None:
+                    self._waited += 1
+                    return found.value
+                return await self._produce(flight, question, fn, ttl_s, tags, as_type, copy, background)
+            finally:
+                if flight.lease is not None:
+                    flight.lease.release()
+                if self._flights.get(question.key) is flight:
+                    del self._flights[question.key]
+
+        flight = Flight(produce(), tags, background=background)
+        self._flights[question.key] = flight
+        return flight
+
+    async def _wait_for_lease(
+        self, flight: Flight, question: Question, as_type: Any, newer_than_s: float
+    ) -> Found | None:
+        """Wait for another process's answer; None: compute it, with the lease if it came free in time."""
+        deadline_s = flight.loop.time() + self.policy.wait_s
+        while flight.lease is None:
+            found = await self.wait_for(question.key, deadline_s, as_type=as_type, newer_than_s=newer_than_s)
+            if found is not None or flight.loop.time() >= deadline_s:
+                return found
+            flight.lease = await self.lease(question.key)
+        return await self._levels.look_for_other(question, as_type, newer_than_s)
+
+    async def _produce(
+        self,
+        flight: Flight,
+        question: Question,
+        fn: Callable[[], Any],
+        ttl_s: float | None,
+        tags: tuple[bytes, ...],
+        as_type: Any,
+        copy: bool,
+        background: bool,
+    ) -> Any:
+        computing.set(computing.get() | {question.key})  # in this task's own context
+        number = self._levels.recent.number
+        lease = flight.lease or Lease(question.key, number, self._lease_over)
+        if flight.lease is None:
+            lease.host_number = self._levels.heard
+        started_s = time.perf_counter()
+        try:
+            value = await _called(fn)
+        except Exception as error:
+            self._failed += 1
+            if background:
+                _log.debug("a refresh in the background failed: %s", error)
+            raise
+        self._computed += 1
+        self._refreshed += background
+        value, write = self._levels.store(
+            question,
+            value,
+            ttl_s=ttl_s,
+            tags=tags,
+            compute_s=time.perf_counter() - started_s,
+            as_type=as_type,
+            copy=copy,
+            lease=lease,
+        )
+        lease.release(write if isinstance(write, asyncio.Task) else None)
+        return value
+
+    def _forget_flights(self, selection: Selection) -> None:
+        """Who asks from now on must not join what began before the invalidation, nor wait for its lease."""
+        for key, flight in list(self._flights.items()):
+            if selection.matches(key, flight.tags):
+                del self._flights[key]
+                if flight.lease is not None and flight.loop is asyncio.get_running_loop():
+                    flight.lease.release()
+
+    def _lease_over(self, lease: Lease) -> None:
+        if self._leases.get(lease.key) is lease:
+            del self._leases[lease.key]
+
+    async def _is_leased(self, key: bytes) -> bool:
+        levels = self._levels
+        if key in self._leases or (levels.host is not None and levels.host.is_leased(key)):
+            return True
+        return levels.fleet is not None and await levels.fleet.is_leased(key)
+
+
+async def _called(fn: Callable[[], Any]) -> Any:
+    value = fn()
+    return await value if inspect.isawaitable(value) else value
+
+
+def _several(tags: Iterable[str]) -> Iterable[str]:
+    if isinstance(tags, str):
+        msg = f"tags is a collection of names; got the str {tags!r}. Write tags=[{tags!r}]"
+        raise TypeError(msg)
+    return tags
+
+
+def _tag_ids(tags: Collection[str]) -> tuple[bytes, ...]:
+    if not tags:
+        return ()
+    ids = tuple(sorted({tag_id(tag) for tag in _several(tags)}))
+    if len(ids) > MOST_TAGS:
+        msg = f"an answer can have {MOST_TAGS} tags; got {len(ids)}"
+        raise ValueError(msg)
+    return ids
+
+
+def _checked_ttl(ttl_s: float | None) -> float | None:
+    if ttl_s is not None and not ttl_s > 0:
+        msg = f"ttl_s must be above 0, or None for each level's own; got {ttl_s}"
+        raise ValueError(msg)
+    return ttl_s

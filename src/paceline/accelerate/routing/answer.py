@@ -4,13 +4,11 @@ import asyncio
 
 from paceline.accelerate.headers import is_event_stream
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.routing.attempt import Attempt
+from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.accelerate.routing.replies import error_name
 from paceline.accelerate.routing.verdict import is_failure
 from paceline.errors import UpstreamError
 from paceline.wire.client import ClientReply
-
-_WHOLE_BYTES = 4 * 1024 * 1024
 
 
 class Answer:
@@ -30,8 +28,8 @@ class Answer:
         self._record = record
         self._attempt = attempt
         self._over = False
-        self._ready = _read_already(attempt)
-        self._is_read = attempt is not None and attempt.body is not None
+        self._ready: list[bytes] = [] if attempt is None else attempt.ready
+        self._is_read = attempt is not None and attempt.is_read
         encoded = (reply.header(b"content-encoding") or b"identity") != b"identity"
         record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
 
@@ -60,8 +58,8 @@ class Answer:
     @property
     def is_small(self) -> bool:
         """True when it is worth taking whole before a byte is sent on: then a broken one becomes a clean 502."""
-        length = self._reply.header(b"content-length")
-        return int(length) <= _WHOLE_BYTES if length is not None else self._record.asked is not None
+        has_length = self._record.asked is not None or self._reply.header(b"content-length") is not None
+        return has_length and is_small(self._reply)
 
     async def whole(self) -> bytes:
         """The whole body; UpstreamError when it breaks off, is larger than the client's limit, or comes too late."""
@@ -76,7 +74,7 @@ class Answer:
             self._end(error)
             raise
         if self._ready:
-            body = b"".join([*self._ready, body])
+            body = b"".join([*self._ready, body]) if body or len(self._ready) > 1 else self._ready[0]
         self._record.saw(body)
         self._end(None)
         return body
@@ -101,15 +99,6 @@ class Answer:
                     tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
                     output_tokens=None if usage is None else usage.output_tokens,
                 )
-
-
-def _read_already(attempt: Attempt | None) -> list[bytes]:
-    """A stream's opening, else the body of a refusal."""
-    if attempt is None:
-        return []
-    if attempt.opening is not None:
-        return attempt.opening
-    return [attempt.body] if attempt.body else []
 
 
 def _speaks_against(attempt: Attempt, error: BaseException | None) -> bool | None:

@@ -16,6 +16,7 @@ from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from paceline.wire.client import ClientReply
 
 T = TypeVar("T")
+_WHOLE_BYTES = 4 * 1024 * 1024
 
 
 class Attempt:
@@ -26,11 +27,12 @@ class Attempt:
         "_over",
         "_probe",
         "_started_s",
-        "body",
         "error",
+        "is_read",
         "lane",
-        "opening",
         "permit",
+        "ready",
+        "refusal",
         "reply",
         "signal",
         "status",
@@ -42,8 +44,9 @@ class Attempt:
         self.permit = permit
         self.reply: ClientReply | None = None
         self.status = 0  # of the answer, or of the error its stream begins with; 0: none came
-        self.body: bytes | None = None  # of a refusal, read whole
-        self.opening: list[bytes] | None = None  # of a stream: what came up to its first token
+        self.ready: list[bytes] = []  # what of the body was read before it went to the caller
+        self.is_read = False  # that is all of it
+        self.refusal: bytes | None = None  # the error, as JSON
         self.error: UpstreamError | None = None
         self.signal: Signal | None = None  # of a refusal, and of any answer that limits want to hear of
         self.verdict = Verdict.ANSWER
@@ -60,7 +63,7 @@ class Attempt:
         return "upstream_timeout" if isinstance(self.error, UpstreamTimeout) else "upstream_broken"
 
     async def run(self, judge: Judge, *, guarded: bool) -> None:
-        """Send, wait for the head (`guarded`: for a stream's first token), and judge what came.
+        """Send, wait for the head (`guarded`: for a stream's first token, or the whole answer), judge what came.
 
         An UpstreamError is kept in `error`. Cancelled or not, what is held is held until `end`.
         """
@@ -70,10 +73,10 @@ class Attempt:
             self.error = error
             self.verdict = judge.of_error(error, idempotent=self._call.idempotent)
         else:
-            if self.body is not None:
+            if self.refusal is not None:
                 self.verdict = judge.of_refusal(
                     self.status,
-                    self.body,
+                    self.refusal,
                     should_retry=self.reply.header(b"x-should-retry") if self.reply is not None else None,
                     no_quota=self.signal is not None and self.signal.quota_exhausted,
                     own_key=self.lane.target.has_own_key,
@@ -139,21 +142,29 @@ class Attempt:
         reply = self.reply = await lane.target.client.request(call.method, worded.target, worded.headers, worded.body)
         self.status = reply.status
         if reply.status >= 400:
-            self.body = await reply.read()
-            self.signal = signal_of(reply.status, reply.headers, self.body, time.time())
+            self.refusal = await self._read(reply)
+            self.signal = signal_of(reply.status, reply.headers, self.refusal, time.time())
             return
         if self.permit is not None:
             self.signal = signal_of(reply.status, reply.headers, None, time.time())
         if guarded and is_event_stream(reply.headers):
             await self._open(reply)
+        elif guarded and not call.stream and is_small(reply):  # Gemini's streams may be one long JSON array
+            await self._read(reply)
         if lane.is_watched:
             now_s = call.now_s()
             lane.answered(now_s - self._started_s, now_s, stream=call.stream)
 
+    async def _read(self, reply: ClientReply) -> bytes:
+        body = await reply.read()
+        self.ready = [body] if body else []
+        self.is_read = True
+        return body
+
     async def _open(self, reply: ClientReply) -> None:
         """Read up to the first token. A stream that ends before it, or begins with an error, has failed."""
         opening = Opening()
-        self.opening = opening.pieces
+        self.ready = opening.pieces
         async for piece in reply:
             if opening.feed(piece) != HOLD:
                 break
@@ -162,8 +173,16 @@ class Attempt:
             raise UpstreamBroken(f"{target}: the stream ended before its first token", target=target)
         if opening.state == FAILED:
             self.status = opening.status
-            self.body = _error_in(opening.pieces)
-            self.signal = signal_of(self.status, reply.headers, self.body, time.time())
+            self.is_read = True  # what follows an error is of no use
+            self.refusal = _error_in(opening.pieces)
+            self.signal = signal_of(self.status, reply.headers, self.refusal, time.time())
+
+
+def is_small(reply: ClientReply) -> bool:
+    """True when it is worth taking whole before a byte is sent on: then a broken one can be sent again, or becomes a
+    clean 502."""
+    length = reply.header(b"content-length")
+    return length is None or int(length) <= _WHOLE_BYTES
 
 
 def _error_in(pieces: list[bytes]) -> bytes:

@@ -1,7 +1,8 @@
 """Making a dispatcher from what the configuration says."""
 
 import os
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 
 from paceline.accelerate.routing.gates import Limits
 from paceline.accelerate.routing.plan import Plans
@@ -21,6 +22,7 @@ def make_dispatcher(
     limits: Limits | None = None,
     gated: bool = False,
     environ: Mapping[str, str] | None = None,
+    rand: Callable[[], float] = random.random,
 ) -> Dispatcher:
     """A dispatcher over these providers and the policy's deployments.
 
@@ -31,6 +33,7 @@ def make_dispatcher(
         limits: What every attempt must pass; None: nothing is limited.
         gated: The limits are adaptive, so that a 429 holds the calls behind it back.
         environ: Where credentials are looked up; None: the environment.
+        rand: Draws waits and choices, from [0, 1).
 
     Raises:
         ConfigError: a URL is none, or a variable that holds a credential is not set.
@@ -41,4 +44,4 @@ def make_dispatcher(
     else:
         targets = provider_targets(providers, clients, found)
     deployments = [(each, deployment_target(each, clients, found)) for each in policy.deployments]
-    return Dispatcher(policy, targets, Plans(policy, targets, deployments), limits, gated=gated)
+    return Dispatcher(policy, targets, Plans(policy, targets, deployments), limits, gated=gated, rand=rand)

@@ -68,6 +68,13 @@ class Plans:
             plan = self._plans[dialect, model, group] = self._make(dialect, model, group, now_s)
         return plan
 
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way in lanes that are known now."""
+        plans = [*self._plans.values(), *self._plain.values()]
+        lanes = {lane for plan in plans for stage in plan.stages for lane in stage.lanes}
+        return sum(lane.in_flight for lane in lanes)
+
     def _make(self, dialect: str, model: str | None, group: str | None, now_s: float) -> Plan:
         policy = self._policy
         lanes = tuple(

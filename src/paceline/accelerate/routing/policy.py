@@ -82,7 +82,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     enabled: bool = False
     attempts: int = 4  # for one model, the first included
-    statuses: list[int] = list(RETRIED)
+    statuses: tuple[int, ...] = RETRIED
     first_backoff_s: float = 0.5
     max_backoff_s: float = 8.0
     max_wait_s: float = 60.0  # of one call, all its waits together; then the caller gets the provider's refusal

@@ -64,6 +64,11 @@ class Dispatcher:
             raise attempt.error or UpstreamBroken("no answer came", target=attempt.lane.target.client.base_url)
         return Answer(attempt.reply, record, attempt)
 
+    @property
+    def in_flight(self) -> int:
+        """Model calls under way at places that are chosen between, and the others' as far as they are counted."""
+        return self._plans.in_flight
+
     async def _pass(self, request: HttpRequest, record: CallRecord) -> Answer:
         """What is no model call goes to its provider as it is."""
         target = self._providers[dialect_for(request.path, request.headers).name]

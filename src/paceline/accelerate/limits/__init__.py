@@ -1,7 +1,19 @@
 """Limits: calls wait here rather than be refused by the provider; see docs/limits.md."""
 
 from paceline.accelerate.limits.ask import Ask
-from paceline.accelerate.limits.policy import LimitsPolicy
+from paceline.accelerate.limits.gate import GateState, Permit
+from paceline.accelerate.limits.limits import Limits
+from paceline.accelerate.limits.policy import AdaptivePolicy, LimitsPolicy, ModelLimits
 from paceline.accelerate.limits.signals import Signal, signal_of
 
-__all__ = ["Ask", "LimitsPolicy", "Signal", "signal_of"]
+__all__ = [
+    "AdaptivePolicy",
+    "Ask",
+    "GateState",
+    "Limits",
+    "LimitsPolicy",
+    "ModelLimits",
+    "Permit",
+    "Signal",
+    "signal_of",
+]

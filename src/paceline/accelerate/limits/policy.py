@@ -14,6 +14,11 @@ _RATES = ("requests_per_min", "requests_per_s", "tokens_per_min")
 _COUNTS = ("concurrency", "burst")
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
 class ModelLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits of one model, over the general ones: a field not given is the general one, None is no limit."""
 
@@ -42,7 +47,7 @@ class AdaptivePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     low_errors: float = 0.01
     decrease: float = 0.20
     increase: float = 0.10
-    min_per_s: float = 0.05
+    min_per_s: float = 1.0  # errors lower the rate no further; a limit measured from refusals may be lower
     max_per_s: float = 10_000.0
     interval_s: float = 1.0  # the rate is judged this often, over at least `min_answers`
     min_answers: int = 10
@@ -198,8 +203,3 @@ def _check_limits(limits: LimitsPolicy | ModelLimits, where: str) -> None:
         _require(
             not given or 0 < value < math.inf, f"{where}.{name} must be above 0, or null for no limit; got {value}"
         )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -1,0 +1,373 @@
+"""One gate: what all calls with one provider key to one model pass."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from paceline.accelerate.limits.ask import Ask
+from paceline.accelerate.limits.learned import Learned
+from paceline.accelerate.limits.meter import REQUESTS, TOKENS, Demand, Meter
+from paceline.accelerate.limits.policy import Bounds, LimitsPolicy
+from paceline.accelerate.limits.queue import Queue, Waiter
+from paceline.accelerate.limits.signals import Signal
+from paceline.accelerate.limits.told import Told
+from paceline.errors import Overloaded
+
+_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # after refusals that do not say how long, one after the other
+_SERVICE_WEIGHT = 0.1  # of the newest call in the mean time calls hold their slot
+_DOUBTS = 5  # refusals within `probe_s` despite known limits ...
+_DOUBTFUL = 0.01  # ... that are more than this share of the calls: then the limits are not believed
+_ROUNDING_S = 1e-6
+_TOO_LATE = "no turn within the allowed wait"
+_SOONEST_S = 1.0  # told to those refused for want of a place, when nothing better is known
+
+
+class GateState(msgspec.Struct, frozen=True, kw_only=True):
+    """One gate now, for metrics. Of the provider key only the first bytes of its digest."""
+
+    key: str
+    model: str
+    in_flight: int
+    peak: int
+    waiting: int
+    admitted: int
+    held_s: float  # the provider asked to wait so much longer
+    learned_per_s: float | None  # None: nothing learned
+
+
+class Clocked(Protocol):
+    """What a gate needs of its owner."""
+
+    now_s: Callable[[], float]
+
+    def ticket(self) -> int:
+        """The next place in the order of admission."""
+        ...
+
+
+class Permit:
+    """Leave to send one call. `leave` when it is over; everything else is to tell what happened."""
+
+    __slots__ = ("_gate", "_heard", "_is_out", "admitted_s", "before", "serial", "tokens", "waited")
+
+    def __init__(self, gate: "Gate", tokens: int, admitted_s: float, *, waited: bool) -> None:
+        self._gate = gate
+        self._heard = False
+        self._is_out = False
+        self.admitted_s = admitted_s
+        self.serial = (gate.admitted, gate.admitted_tokens)  # up to and with this one
+        self.before = (gate.in_flight, gate.tokens_in_flight)  # before this one
+        self.tokens = tokens
+        self.waited = waited  # True: not admitted at once
+
+    def heard(self, signal: Signal) -> None:
+        """The provider answered: what it said about its limits. Once; more are ignored."""
+        if not self._heard:
+            self._heard = True
+            self._gate.heard(self, signal)
+
+    def used(self, tokens: int) -> None:
+        """The real number of tokens, in place of the estimate; also after `leave`."""
+        more = tokens - self.tokens
+        if more:
+            self.tokens = tokens
+            self._gate.correct(more, is_in=not self._is_out)
+
+    def leave(self) -> None:
+        """The call is over (a stream: closed). Again: nothing."""
+        if not self._is_out:
+            self._is_out = True
+            self._gate.leave(self)
+
+
+class Gate:
+    """In flight never exceeds the concurrency, and what passes never the rates; those too many wait in order.
+
+    Belongs to one event loop at a time. All of it is synchronous but the waiting, so a cancelled call leaves nothing.
+    """
+
+    def __init__(self, name: str, bounds: Bounds, policy: LimitsPolicy, meter: Meter, owner: Clocked) -> None:
+        self.name = name
+        self.limit = bounds.concurrency
+        self.in_flight = 0
+        self.peak = 0
+        self.tokens_in_flight = 0
+        self.admitted = 0
+        self.admitted_tokens = 0
+        self.meter = meter
+        self._policy = policy
+        self._owner = owner
+        self._now_s = owner.now_s
+        self._by_tokens = bounds.tokens is not None
+        self._held_until_s = -math.inf
+        self._refusals = 0  # in a row
+        self._service_s: float | None = None  # mean time a call holds its slot
+        self.learned = Learned(policy.adaptive, owner.now_s()) if policy.adaptive.enabled else None
+        self._told = {REQUESTS: Told(policy.adaptive.minute_s), TOKENS: Told(policy.adaptive.minute_s)}
+        self._has_figures = bool(bounds.requests)  # for calls: the user's or the provider's
+        self._refusal: deque[tuple[float, int]] = deque(maxlen=_DOUBTS)  # the last ones: when, calls admitted till then
+        self.queue: Queue[asyncio.Future[Permit]] = Queue(policy.age_s)
+        self._timer: asyncio.TimerHandle | None = None
+        meter.bind(self.pump, self._demand)
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nobody is in or waits, so that forgetting the gate forgets nothing but what it learned."""
+        return not self.in_flight and not self.queue
+
+    @property
+    def is_held(self) -> bool:
+        """True while the provider's last refusal asks to wait."""
+        return self._held_until_s > self._now_s()
+
+    def try_pass(self, ask: Ask) -> Permit | None:
+        """A permit if the call may go at once, else None."""
+        now_s = self._now_s()
+        if self.queue or self._wait_s(ask.tokens, now_s) != 0.0:
+            return None
+        return self._admit(ask, now_s, waited=False)
+
+    async def pass_(self, ask: Ask) -> Permit:
+        """Wait for a turn. Raises Overloaded, at once when the wait cannot end in time. Cancelling leaves nothing."""
+        now_s = self._now_s()
+        first = not self.queue or ask.ticket is not None  # one that comes again is not behind those who wait
+        if first and self._wait_s(ask.tokens, now_s) == 0.0:
+            return self._admit(ask, now_s, waited=False)
+        deadline_s = now_s + self._policy.max_wait_s if ask.deadline_s is None else ask.deadline_s
+        self._refuse_hopeless(ask, deadline_s, now_s)
+        turn: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(ask, self._cost(ask), now_s, deadline_s, turn)
+        self.queue.push(waiter)
+        self.pump()
+        try:
+            return await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                turn.result().leave()  # the turn came in the very moment of giving up
+            else:
+                turn.cancel()
+                self.queue.discard(waiter)
+                self.pump()  # it may have been what the others waited behind
+            raise
+
+    def leave(self, permit: Permit) -> None:
+        """A call is over."""
+        self.in_flight -= 1
+        self.tokens_in_flight -= permit.tokens
+        held_s = self._now_s() - permit.admitted_s
+        mean_s = self._service_s
+        self._service_s = held_s if mean_s is None else mean_s + _SERVICE_WEIGHT * (held_s - mean_s)
+        if self.queue:
+            self.pump()
+
+    def correct(self, more_tokens: int, *, is_in: bool) -> None:
+        """A call turned out larger or, negative, smaller than it was estimated."""
+        self.meter.correct(more_tokens)
+        if is_in:
+            self.tokens_in_flight += more_tokens
+        if more_tokens < 0 and self.queue:
+            self.pump()
+
+    def heard(self, permit: Permit, signal: Signal) -> None:
+        """Learn from an answer."""
+        if self.learned is None:
+            return
+        now_s = self._now_s()
+        if signal.is_refusal:
+            self._refused(permit, signal, self.learned, now_s)
+        else:
+            self._refusals = 0
+            self._see_stated(permit, signal, now_s)
+            failed = signal.status >= 500
+            if failed and signal.retry_after_s is not None:
+                self._hold(signal.retry_after_s, now_s)
+            self.learned.taken(permit.admitted_s, now_s, error=failed)
+        self.pump()
+
+    def estimate_s(self, ask: Ask, now_s: float) -> float:
+        """Seconds this call would have to wait, from what is known now: rates, holds, those before it."""
+        cost = self._cost(ask)
+        share = min(1.0, self.queue.ahead(ask, cost) / self.queue.cost) if self.queue.cost else 0.0
+        calls = share * len(self.queue) + 1
+        tokens = share * self.queue.tokens + ask.tokens
+        waits = [0.0, self._held_until_s - now_s, self.meter.drain_s(calls, tokens, now_s)]
+        if self.learned is not None and self.learned.bucket is not None:
+            waits.append(self.learned.bucket.drain_s(calls, now_s))
+        if self.limit is not None and self._service_s is not None:
+            too_many = calls - (self.limit - self.in_flight)
+            waits.append(too_many * self._service_s / self.limit)
+        return max(waits)
+
+    def pump(self) -> None:
+        """Admit whoever may pass, in order, and come back when the next one may or the next deadline passes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        queue = self.queue
+        if not queue:
+            return
+        now_s = self._now_s()
+        # Whoever cannot be served in time is told at once, not at its deadline: it may still go elsewhere.
+        for waiter in queue.expired(max(now_s, self._held_until_s)):
+            self._shed(waiter, now_s)
+        wake_s = math.inf
+        while (waiter_or_none := queue.first(now_s)) is not None:
+            wait_s = self._wait_s(waiter_or_none.ask.tokens, now_s)
+            if wait_s is None:
+                break
+            if wait_s > 0.0:
+                wake_s = wait_s
+                break
+            queue.pop(waiter_or_none)
+            if not waiter_or_none.turn.done():
+                waiter_or_none.turn.set_result(self._admit(waiter_or_none.ask, now_s, waited=True))
+        deadline_s = queue.next_deadline_s()
+        if deadline_s is not None:
+            wake_s = min(wake_s, deadline_s - now_s)
+        if wake_s < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(_ROUNDING_S, wake_s), self.pump)
+
+    def close(self) -> None:
+        """Stop the timer; nobody may wait any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.meter.close()
+
+    def state(self, key: str, now_s: float) -> GateState:
+        """The gate now, for metrics."""
+        per_s = math.inf if self.learned is None else self.learned.per_s
+        return GateState(
+            key=key,
+            model=self.name,
+            in_flight=self.in_flight,
+            peak=self.peak,
+            waiting=len(self.queue),
+            admitted=self.admitted,
+            held_s=max(0.0, self._held_until_s - now_s),
+            learned_per_s=None if per_s == math.inf else per_s,
+        )
+
+    def _refuse_hopeless(self, ask: Ask, deadline_s: float, now_s: float) -> None:
+        """Raises Overloaded when the queue is full, or the wait is not over by the deadline."""
+        if len(self.queue) >= self._policy.max_queue:
+            raise self._overloaded(ask, f"{len(self.queue)} calls wait already", now_s)
+        if self._held_until_s > deadline_s:
+            raise self._overloaded(ask, "the provider's rate limit asks for a longer wait than allowed", now_s)
+        if now_s + self.estimate_s(ask, now_s) > deadline_s + _ROUNDING_S:
+            raise self._overloaded(ask, "the wait would be longer than allowed", now_s)
+
+    def _shed(self, waiter: Waiter[asyncio.Future[Permit]], now_s: float) -> None:
+        if not waiter.turn.done():
+            held = self._held_until_s > now_s
+            why = "the provider's rate limit asks for a longer wait than allowed" if held else _TOO_LATE
+            waiter.turn.set_exception(self._overloaded(waiter.ask, why, now_s))
+
+    def _overloaded(self, ask: Ask, why: str, now_s: float) -> Overloaded:
+        wait_s = self.estimate_s(ask, now_s)
+        wait_s = wait_s if _ROUNDING_S < wait_s < math.inf else _SOONEST_S
+        return Overloaded(f"{self.name}: {why}; try again in {wait_s:.3g} s", retry_after_s=wait_s)
+
+    def _hold(self, wait_s: float, now_s: float) -> float:
+        """Nobody passes for so long; the moment it ends."""
+        self._held_until_s = max(self._held_until_s, now_s + min(wait_s, self._policy.adaptive.max_hold_s))
+        return self._held_until_s
+
+    def _refused(self, permit: Permit, signal: Signal, learned: Learned, now_s: float) -> None:
+        """429: hold everybody for as long as it asks, and remember what it lacked."""
+        if signal.quota_exhausted:
+            if signal.retry_after_s is not None:
+                self._hold(signal.retry_after_s, now_s)
+            return
+        tokens = permit.tokens
+        permit.used(0)  # what is refused costs no tokens
+        wait_s = signal.retry_after_s
+        if wait_s is None:
+            wait_s = _BACKOFF_S[min(self._refusals, len(_BACKOFF_S) - 1)] * self._policy.adaptive.minute_s / 60
+        is_new = not self._refusal or permit.admitted_s > self._refusal[-1][0]
+        self._refusals += is_new
+        lacks_tokens = signal.remaining_tokens is not None and signal.remaining_tokens < tokens
+        lacks_calls = signal.remaining_requests is not None and signal.remaining_requests < 1
+        if signal.remaining_requests is not None and not lacks_calls and not lacks_tokens and is_new:
+            self._told[REQUESTS].refused_early()
+        self._see_stated(permit, signal, now_s)
+        until_s = self._hold(wait_s, now_s)
+        calls_left = None if lacks_tokens and not lacks_calls else 1.0
+        self.meter.not_before(until_s, calls_left, float(tokens) if lacks_tokens else None, now_s)
+        if is_new:
+            self._refusal.append((now_s, self.admitted))
+        if calls_left and not self._believes_figures(now_s):
+            learned.refused(permit.admitted_s, until_s, now_s)
+
+    def _believes_figures(self, now_s: float) -> bool:
+        """True while known limits explain the refusals: some come of calls that took a different time on their way."""
+        if not self._has_figures:
+            return False
+        since_s, admitted = self._refusal[0]
+        often = len(self._refusal) == _DOUBTS and now_s - since_s < self._policy.adaptive.probe_s
+        return not (often and _DOUBTFUL * (self.admitted - admitted) < _DOUBTS)
+
+    def _see_stated(self, permit: Permit, signal: Signal, now_s: float) -> None:
+        """Follow the limits in the headers, and what is left of them.
+
+        The provider counted what was left at some moment between this call's admission and now. So at most that, and
+        what came back since, less the calls admitted later, is left; at least that, less those and all in flight.
+        """
+        stated = (
+            (REQUESTS, signal.limit_requests, signal.remaining_requests, signal.reset_requests_s),
+            (TOKENS, signal.limit_tokens, signal.remaining_tokens, signal.reset_tokens_s),
+        )
+        counted = (self.admitted, self.admitted_tokens)
+        for index, (kind, limit, remaining, reset_s) in enumerate(stated):
+            if limit is None:
+                continue
+            if kind == REQUESTS:
+                self._has_figures = True
+            else:
+                self._by_tokens = True
+            rate = self._told[kind].rate(limit, remaining, reset_s)
+            low, high = -math.inf, math.inf
+            if remaining is not None:
+                left = remaining - max(0, counted[index] - permit.serial[index])
+                low, high = left - permit.before[index], left + rate.per_s * (now_s - permit.admitted_s)
+            self.meter.told(kind, rate, low, high, now_s)
+
+    def _wait_s(self, tokens: int, now_s: float) -> float | None:
+        """Seconds until a call may pass; None: not before one leaves."""
+        if self.limit is not None and self.in_flight >= self.limit:
+            return None
+        wait_s = self.meter.wait_s(tokens, now_s)
+        if self._held_until_s > now_s + wait_s:
+            wait_s = self._held_until_s - now_s
+        if self.learned is not None and self.learned.bucket is not None:
+            learned_s = self.learned.bucket.wait_s(1.0, now_s)
+            if learned_s > wait_s:
+                return learned_s
+        return wait_s
+
+    def _admit(self, ask: Ask, now_s: float, *, waited: bool) -> Permit:
+        self.meter.take(ask.tokens, now_s)
+        self.admitted += 1
+        self.admitted_tokens += ask.tokens
+        permit = Permit(self, ask.tokens, now_s, waited=waited)
+        self.in_flight += 1
+        self.tokens_in_flight += ask.tokens
+        if self.in_flight > self.peak:
+            self.peak = self.in_flight
+        if ask.ticket is None:
+            ask.ticket = self._owner.ticket()
+        if self.learned is not None:
+            self.learned.admitted(waited=waited)
+            if self.learned.bucket is not None:
+                self.learned.bucket.take(1.0)
+        return permit
+
+    def _demand(self) -> Demand:
+        first = self.queue.first(self._now_s())
+        return Demand(len(self.queue), self.queue.tokens, first.ask.tokens if first is not None else 0)
+
+    def _cost(self, ask: Ask) -> float:
+        return float(max(1, ask.tokens)) if self._by_tokens else 1.0

@@ -1,0 +1,124 @@
+"""The limits of one gate that are known as figures: the user's, and those the provider states in its headers."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from paceline.accelerate.limits.bucket import Bucket, Rate
+from paceline.accelerate.limits.policy import Bounds
+
+REQUESTS, TOKENS = "requests", "tokens"
+
+
+class Demand(NamedTuple):
+    """What waits at a gate."""
+
+    calls: int
+    tokens: int
+    first_tokens: int  # of the call whose turn is next
+
+
+class Meter(Protocol):
+    """Counts calls and tokens against the known limits, of this process alone or of all together."""
+
+    def bind(self, wake: Callable[[], None], demand: Callable[[], Demand]) -> None:
+        """The gate it serves: `wake` it when a wait of inf may be over; `demand` says what waits."""
+        ...
+
+    def wait_s(self, tokens: int, now_s: float) -> float:
+        """Seconds until a call of so many tokens may pass; 0.0: now; inf: not known yet, the gate will be woken."""
+        ...
+
+    def take(self, tokens: int, now_s: float) -> None:
+        """Count a call that passes; right after `wait_s` said 0.0."""
+        ...
+
+    def correct(self, more_tokens: int) -> None:
+        """A call turned out to be so many tokens larger; negative: smaller."""
+        ...
+
+    def drain_s(self, calls: float, tokens: float, now_s: float) -> float:
+        """Seconds until so many calls with so many tokens will have passed, at best."""
+        ...
+
+    def not_before(self, until_s: float, calls: float | None, tokens: float | None, now_s: float) -> None:
+        """Refused: at `until_s`, not earlier, so many calls and tokens will be left. None: that was not what lacked."""
+        ...
+
+    def told(self, kind: str, rate: Rate, low: float, high: float, now_s: float) -> None:
+        """The provider states a limit, and that from `low` to `high` units of it are left now."""
+        ...
+
+    def close(self) -> None:
+        """The gate goes away."""
+        ...
+
+
+class LocalMeter:
+    """This process alone. `parts`: how many processes each have such a meter for the same limits."""
+
+    __slots__ = ("_parts", "_requests", "_tokens", "_told")
+
+    def __init__(self, bounds: Bounds, now_s: float, *, parts: int = 1) -> None:
+        mine = bounds.divided(parts)
+        self._parts = parts
+        self._requests = [Bucket(rate, now_s) for rate in mine.requests]
+        self._tokens = [Bucket(mine.tokens, now_s)] if mine.tokens is not None else []
+        self._told: dict[str, Bucket] = {}
+
+    def bind(self, wake: Callable[[], None], demand: Callable[[], Demand]) -> None:
+        """As `Meter` says."""
+        return  # all it says is known at once
+
+    def wait_s(self, tokens: int, now_s: float) -> float:
+        """As `Meter` says."""
+        wait_s = 0.0
+        for bucket in self._requests:
+            this_s = bucket.wait_s(1.0, now_s)
+            if this_s > wait_s:
+                wait_s = this_s
+        for bucket in self._tokens:
+            this_s = bucket.wait_s(tokens, now_s)
+            if this_s > wait_s:
+                wait_s = this_s
+        return wait_s
+
+    def take(self, tokens: int, now_s: float) -> None:
+        """As `Meter` says."""
+        for bucket in self._requests:
+            bucket.take(1.0)
+        for bucket in self._tokens:
+            bucket.take(tokens)
+
+    def correct(self, more_tokens: int) -> None:
+        """As `Meter` says."""
+        for bucket in self._tokens:
+            bucket.take(more_tokens)
+
+    def drain_s(self, calls: float, tokens: float, now_s: float) -> float:
+        """As `Meter` says."""
+        waits = [bucket.drain_s(calls, now_s) for bucket in self._requests]
+        waits += [bucket.drain_s(tokens, now_s) for bucket in self._tokens]
+        return max(waits, default=0.0)
+
+    def not_before(self, until_s: float, calls: float | None, tokens: float | None, now_s: float) -> None:
+        """As `Meter` says."""
+        for buckets, left in ((self._requests, calls), (self._tokens, tokens)):
+            if left is not None:
+                for bucket in buckets:
+                    bucket.refill(now_s)
+                    bucket.not_before(until_s, left)
+
+    def told(self, kind: str, rate: Rate, low: float, high: float, now_s: float) -> None:
+        """As `Meter` says."""
+        rate = rate.divided(self._parts)
+        bucket = self._told.get(kind)
+        if bucket is None:
+            bucket = self._told[kind] = Bucket(rate, now_s)
+            (self._requests if kind == REQUESTS else self._tokens).append(bucket)
+        elif (bucket.per_s, bucket.burst) != rate:
+            bucket.change(rate, now_s)
+        bucket.clamp(low / self._parts, high / self._parts, now_s)
+
+    def close(self) -> None:
+        """As `Meter` says."""
+        return

@@ -1,0 +1,47 @@
+"""Limits as providers state them in headers: how much, in which period, and how much of it is left.
+
+OpenAI counts requests per minute or, in low tiers, per day, under the same header. The reset tells them apart: it is
+how long the limit takes to be whole again, so `reset x limit / used` is the period.
+"""
+
+from paceline.accelerate.limits.bucket import Rate
+
+_LONGER = (60.0, 1440.0)  # an hour, a day, in minutes
+_CLOSE = 0.1
+_SURE = 2  # answers in a row: a window that ends at a fixed time shows any figure now and then
+
+
+class Told:
+    """What the headers of one kind (requests, tokens) of one gate have said so far."""
+
+    __slots__ = ("_burst_s", "_minute_s", "_period", "_seen", "_streak")
+
+    def __init__(self, minute_s: float) -> None:
+        self._minute_s = minute_s
+        self._period = 1.0  # minutes
+        self._seen = 1.0
+        self._streak = 0
+        self._burst_s: float | None = None
+
+    def rate(self, limit: float, remaining: float | None, reset_s: float | None) -> Rate:
+        """The limit as a rate. All of it may go at once, unless the provider was seen to count more finely."""
+        self._see(limit, remaining, reset_s)
+        per_s = limit / (self._period * self._minute_s)
+        return Rate(per_s, limit if self._burst_s is None else max(1.0, min(limit, per_s * self._burst_s)))
+
+    def refused_early(self) -> None:
+        """It refused though some was left: it also counts over shorter times (OpenAI: 60 a minute may mean 1 a second).
+
+        The burst is halved each time, from ten seconds' worth on.
+        """
+        self._burst_s = self._minute_s / 6 if self._burst_s is None else self._burst_s / 2
+
+    def _see(self, limit: float, remaining: float | None, reset_s: float | None) -> None:
+        if remaining is None or not reset_s or remaining >= limit:
+            return
+        implied = reset_s * limit / (limit - remaining) / self._minute_s
+        seen = next((period for period in _LONGER if abs(implied / period - 1) < _CLOSE), 1.0)
+        self._streak = self._streak + 1 if seen == self._seen else 1
+        self._seen = seen
+        if self._streak >= _SURE:
+            self._period = seen

@@ -14,7 +14,7 @@ from tests.gateway.builders import COMPLETION, PLAIN
 from tests.wire.builders import run, scripted, until
 
 from paceline.errors import ConfigError
-from paceline.gateway.lifecycle import check_host
+from paceline.gateway.config import check_host
 from paceline.store.folder import create_run, open_run
 from paceline.wire.client import HttpClient
 
@@ -117,10 +117,11 @@ def test_mistakes_are_one_sentence(options: list[str], code: int, words: str) ->
     + [(host, False) for host in ("0.0.0.0", "::", "192.168.1.4", "example.com")],
 )
 def test_only_loopback_without_being_told(host: str, fine: bool) -> None:
-    """Any address others can reach needs the flag."""
-    check_host(host, insecure_bind=True)
+    """Any address others can reach needs keys, or the flag."""
+    check_host(host, keys=False, insecure_bind=True)
+    check_host(host, keys=True, insecure_bind=False)
     if fine:
-        check_host(host, insecure_bind=False)
+        check_host(host, keys=False, insecure_bind=False)
     else:
-        with pytest.raises(ConfigError, match="--insecure-bind"):
-            check_host(host, insecure_bind=False)
+        with pytest.raises(ConfigError, match="paceline keys add"):
+            check_host(host, keys=False, insecure_bind=False)

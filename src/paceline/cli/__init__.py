@@ -17,6 +17,7 @@ VERBS = {
     "project": "say what a change would do, before making it",
     "report": "one self-contained HTML file (or Markdown, JSON) from a run",
     "serve": "the gateway: cache, de-duplication, limits, cost",
+    "keys": "keys of the gateway: who may call, and how much",
     "sim": "a simulated provider that speaks OpenAI's API",
 }
 INTERRUPTED = 130

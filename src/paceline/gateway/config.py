@@ -1,0 +1,210 @@
+"""What a gateway is told: one TOML file, a file of keys, and what the command line says instead."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from paceline.accelerate.policy import Policy, load_policy
+from paceline.errors import ConfigError
+from paceline.gateway.keys import Key, check_distinct, read_keys
+
+MAX_WORKERS = 256
+DEFAULT_URLS = {
+    "openai": "https://api.openai.com",
+    "anthropic": "https://api.anthropic.com",
+    "gemini": "https://generativelanguage.googleapis.com",
+}
+_CREDENTIAL_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[server]: where it listens and how it behaves towards callers and providers."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787  # 0: any free one
+    workers: int = 1  # processes that share the port
+    insecure_bind: bool = False  # listen without keys where others can reach it
+    unready_s: float = 0.0  # how long readiness says 503, and calls are still taken, before it stops accepting
+    drain_s: float = 30.0  # how long calls in flight may take to finish then
+    access_log: str | None = None  # a file, "-": standard output; None: off
+    connect_s: float = 10.0  # to a provider, TLS included
+    first_byte_s: float = 300.0  # from a call sent to the head of its answer
+    silence_s: float = 120.0  # between two pieces of an answer
+    connections: int = 20_000  # of callers, each worker; above: 503
+    body_bytes: int = 64 * 1024 * 1024  # of a call; above: 413
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65_535, f"port must be between 0 and 65535; got {self.port}")
+        _require(1 <= self.workers <= MAX_WORKERS, f"workers must be between 1 and {MAX_WORKERS}; got {self.workers}")
+        for name in ("unready_s", "drain_s"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must be at least 0; got {value:g}")
+        for name in ("connect_s", "first_byte_s", "silence_s", "connections", "body_bytes"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be above 0; got {value:g}")
+
+
+class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[providers.NAME]: where the calls of one dialect go, and with whose credential."""
+
+    url: str | None = None  # None: the provider's own
+    key_env: str | None = None  # variable that holds the credential the gateway sends instead of the caller's
+    key_header: str | None = None  # where it goes; None: where the dialect has it. Azure: "api-key"
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            _require(parts.scheme in ("http", "https") and bool(parts.hostname), f"not a server's URL: {self.url!r}")
+            _require(parts.username is None, "a URL with a user name in it; put the credential into key_env")
+        if self.key_header is not None:
+            _require(bool(re.fullmatch(r"[a-z0-9-]+", self.key_header)), "key_header must be a lower-case header name")
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of it: [server], [providers.NAME], [policy...], keys_file, [[keys]]."""
+
+    server: ServerSettings = ServerSettings()
+    providers: dict[str, ProviderSettings] = {}
+    policy: Policy = Policy()
+    keys_file: str | None = None  # as `paceline keys` writes it; relative to this file
+    keys: list[Key] = []
+    spent_file: str | None = None  # keeps what keys with a budget spent; None: beside the file of the keys
+
+    def __post_init__(self) -> None:
+        for name in self.providers:
+            _require(name in DEFAULT_URLS, f"providers.{name}: the providers are {', '.join(DEFAULT_URLS)}")
+
+    @property
+    def wants_keys(self) -> bool:
+        """True when callers have to show a key."""
+        return bool(self.keys) or self.keys_file is not None
+
+    def url_of(self, provider: str) -> str:
+        """Base URL of a provider, without /v1."""
+        url = self.providers.get(provider, ProviderSettings()).url or DEFAULT_URLS[provider]
+        return url.rstrip("/").removesuffix("/v1")
+
+
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a configuration comes from, so that it can be read again while serving."""
+
+    config: str | None = None
+    policy: str | None = None
+    keys: str | None = None
+    upstream: str | None = None  # one server for all dialects
+    overrides: dict[str, Any] = {}  # fields of ServerSettings said on the command line
+
+    def load(self) -> GatewayConfig:
+        """Read everything. ConfigError names the file and the field."""
+        config = _read(Path(self.config)) if self.config is not None else GatewayConfig()
+        replace = msgspec.structs.replace
+        if self.policy is not None:
+            _contradiction(self.config, config.policy != Policy(), "--policy", "[policy]")
+            config = replace(config, policy=load_policy(Path(self.policy)))
+        if self.upstream is not None:
+            _contradiction(self.config, bool(config.providers), "--upstream", "[providers]")
+            config = replace(config, providers=_everywhere(self.upstream))
+        if self.keys is not None:
+            config = replace(config, keys_file=str(Path(self.keys).resolve()))
+        if config.keys_file is not None:
+            config = replace(config, keys=[*config.keys, *read_keys(Path(config.keys_file))])
+            check_distinct(config.keys, f"{self.config or 'the configuration'} with {config.keys_file}")
+        config = replace(config, spent_file=self._spent_file(config))
+        try:
+            server = msgspec.convert({**msgspec.to_builtins(config.server), **self.overrides}, ServerSettings)
+        except msgspec.ValidationError as error:
+            msg = f"the command line is wrong: {error}"
+            raise ConfigError(msg) from error
+        config = replace(config, server=server)
+        check_host(server.host, keys=config.wants_keys, insecure_bind=server.insecure_bind)
+        credentials(config, os.environ)
+        return config
+
+    def _spent_file(self, config: GatewayConfig) -> str | None:
+        if not any(key.has_budget for key in config.keys):
+            return None
+        return config.spent_file or f"{config.keys_file or self.config}.spent.json"
+
+    @property
+    def files(self) -> list[str]:
+        """The files it reads, to be named to the user."""
+        return [path for path in (self.config, self.policy, self.keys) if path is not None]
+
+
+def credentials(config: GatewayConfig, environ: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
+    """The header each provider is sent, by the name of its dialect. ConfigError: a variable is not set."""
+    found = {}
+    for name, provider in config.providers.items():
+        if provider.key_env is None:
+            continue
+        secret = environ.get(provider.key_env, "").strip()
+        if not secret:
+            msg = f"providers.{name}.key_env names {provider.key_env}, which is not set; export it or leave key_env out"
+            raise ConfigError(msg)
+        if not (secret.isascii() and secret.isprintable()):
+            msg = f"{provider.key_env}, named by providers.{name}.key_env, has characters that no header may hold"
+            raise ConfigError(msg)
+        header = provider.key_header or _CREDENTIAL_HEADERS[name]
+        value = f"Bearer {secret}" if header == "authorization" else secret
+        found[name] = (header.encode(), value.encode())
+    return found
+
+
+def check_host(host: str, *, keys: bool, insecure_bind: bool) -> None:
+    """Refuse an address that others can reach, unless callers need keys there."""
+    loopback = host == "localhost"
+    with suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if not (loopback or keys or insecure_bind):
+        msg = (
+            f"refusing to listen on {host} without keys: anyone who reaches it could use this gateway and its cache. "
+            "Make keys with `paceline keys add NAME --file keys.toml` and pass --keys keys.toml, or use "
+            "--host 127.0.0.1, or --insecure-bind if only trusted callers can reach it"
+        )
+        raise ConfigError(msg)
+
+
+def _read(path: Path) -> GatewayConfig:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        msg = f"cannot read the configuration {path}: {error.strerror}"
+        raise ConfigError(msg) from error
+    try:
+        config = msgspec.toml.decode(data, type=GatewayConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"the configuration {path} is wrong: {error}"
+        raise ConfigError(msg) from error
+    for field in ("keys_file", "spent_file"):
+        name = getattr(config, field)
+        if name is not None:
+            config = msgspec.structs.replace(config, **{field: str((path.parent / name).resolve())})
+    check_distinct(config.keys, str(path))
+    return config
+
+
+def _everywhere(url: str) -> dict[str, ProviderSettings]:
+    """One server for all dialects."""
+    try:
+        one = msgspec.convert({"url": url}, ProviderSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+    return dict.fromkeys(DEFAULT_URLS, one)
+
+
+def _contradiction(config: str | None, both: bool, option: str, section: str) -> None:
+    if both:
+        msg = f"{option} and {section} of {config} both say it: leave one out"
+        raise ConfigError(msg)

@@ -1,0 +1,74 @@
+"""A configuration in words, for whoever starts the gateway."""
+
+import msgspec
+
+from paceline.gateway.config import DEFAULT_URLS, GatewayConfig
+
+_NAMES = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini"}
+_BASE_URLS = {"OPENAI_BASE_URL": "/v1", "ANTHROPIC_BASE_URL": "", "GOOGLE_GEMINI_BASE_URL": ""}
+
+
+def described(config: GatewayConfig, limits: str | None = None) -> str:
+    """What is on, a line each. `limits`: what the limiter says of itself."""
+    server = config.server
+    lines = [("providers", _providers(config)), ("callers", _callers(config)), ("policy", _policy(config))]
+    if limits:
+        lines.append(("limits", limits))
+    if server.workers > 1:
+        lines.append(("processes", f"{server.workers}; each has its own memory cache and keeps limits by itself"))
+    lines.append(("pages", "/metrics  /-/costs  /-/health  /-/ready"))
+    if server.access_log is not None:
+        lines.append(("log", "standard output" if server.access_log == "-" else server.access_log))
+    return "\n".join(f"  {name:<10} {text}" for name, text in lines)
+
+
+def how_to_point_at(url: str) -> str:
+    """What to set so that SDKs use the gateway."""
+    return "\n".join(f"  {name}={url}{path}" for name, path in _BASE_URLS.items())
+
+
+def _providers(config: GatewayConfig) -> str:
+    urls = {name: config.url_of(name) for name in DEFAULT_URLS}
+    sent = {name: provider.key_env for name, provider in config.providers.items() if provider.key_env is not None}
+    if len(set(urls.values())) == 1 and not sent:
+        return f"{urls['openai']} for all dialects"
+    return ", ".join(
+        f"{_NAMES[name]} {url}{f' with {sent[name]}' if name in sent else ''}" for name, url in urls.items()
+    )
+
+
+def _callers(config: GatewayConfig) -> str:
+    if not config.wants_keys:
+        own = [_NAMES[name] for name, provider in config.providers.items() if provider.key_env is None]
+        whose = "their own credentials go along" if len(own) == len(config.providers) else "no key is asked for"
+        return f"anybody who reaches {config.server.host}; {whose}"
+    names = ", ".join(key.name for key in config.keys[:5])
+    more = f" and {len(config.keys) - 5} more" if len(config.keys) > 5 else ""
+    without = [_NAMES[n] for n in DEFAULT_URLS if n not in config.providers or config.providers[n].key_env is None]
+    gap = f"; no credential for {', '.join(without)}" if without else ""
+    return f"{len(config.keys)} keys ({names}{more}){gap}" if config.keys else f"nobody: there is no key yet{gap}"
+
+
+def _policy(config: GatewayConfig) -> str:
+    changed = _changes(config.policy)
+    return ", ".join(changed) if changed else "calls are passed on; nothing is cached, shared or limited"
+
+
+def _changes(policy: msgspec.Struct) -> list[str]:
+    """What differs from the defaults, like `cache (ttl_s=60)`."""
+    changes = []
+    standard = type(policy)()
+    for name in policy.__struct_fields__:
+        value = getattr(policy, name)
+        if value == getattr(standard, name):
+            continue
+        if isinstance(value, msgspec.Struct):
+            inner = [change for change in _changes(value) if change != "enabled"]
+            changes.append(f"{name} ({', '.join(inner)})" if inner else name)
+        elif value is True:
+            changes.append(name)
+        elif isinstance(value, (list, dict)):
+            changes.append(f"{len(value)} {name}")
+        else:
+            changes.append(f"{name}={value}")
+    return changes

@@ -184,6 +184,7 @@ def test_no_word_of_a_prompt_is_kept() -> None:
     assert b"staff" not in held
 
 
+@pytest.mark.slow
 def test_memory_is_bounded() -> None:
     watch = PrefixWatch(max_templates=10, max_blocks=100)
     for n in range(500):
@@ -217,6 +218,7 @@ def test_a_piece_is_shown_as_kind_and_shape(piece: str, kind: str, pattern: str)
     assert masked(piece).startswith(pattern.rstrip())
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_a_mask_shows_no_letter_and_no_digit(piece: str) -> None:
     assert set(masked(piece)) <= set("-:/.,+@_ aA0?")
@@ -226,6 +228,7 @@ def test_a_mask_shows_no_letter_and_no_digit(piece: str) -> None:
 _words = st.lists(st.sampled_from([f"w{n}" for n in range(12)]), max_size=60).map(" ".join)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(_words, _words), min_size=1, max_size=12))
 def test_any_prompts_are_counted(prompts: list[tuple[str, str]]) -> None:
     """Figures stay within the prompts they are of."""

@@ -421,12 +421,14 @@ _settings = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(_messages, _settings)
 def test_trimming_again_changes_nothing(messages: list[dict[str, Any]], settings: Trimming) -> None:
     once = trim("llm", "openai", {"messages": messages}, settings)
     assert trim("llm", "openai", once.call, settings).call == once.call
 
 
+@pytest.mark.slow
 @given(_messages, _settings)
 def test_the_call_given_is_not_changed_and_what_must_stay_stays(
     messages: list[dict[str, Any]], settings: Trimming
@@ -450,6 +452,7 @@ def test_the_call_given_is_not_changed_and_what_must_stay_stays(
         assert kept[-1]["role"] == messages[-1]["role"]
 
 
+@pytest.mark.slow
 @given(_messages)
 def test_off_means_untouched(messages: list[dict[str, Any]]) -> None:
     call = {"messages": messages}

@@ -1,0 +1,175 @@
+"""Servers: what one event loop holds of the servers its calls go to: connections, and an engine under a policy.
+
+One cache and one table of calls in flight serve them all, each server a partition of its own; limits are a server's.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paceline.accelerate.engine import Engine
+from paceline.accelerate.policy import Policy
+from paceline.accelerate.record import CallRecord, Listener
+from paceline.accelerate.transport import own, patience
+from paceline.accelerate.transport.binding import Binding, Source, close_soon
+from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url
+from paceline.accelerate.transport.settings import TransportSettings
+from paceline.errors import Overloaded
+from paceline.wire.client import ClientLimits, HttpClient
+from paceline.wire.http import HttpRequest, Reply
+
+_READ_BYTES = 1024 * 1024  # an answer up to this size is handed to a sync client in one piece
+
+
+class Answered(NamedTuple):
+    """An answer; the body whole or as it comes."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes | Source
+
+    async def settled(self) -> "Answered":
+        """The same with a small body read whole; a stream of events stays one."""
+        if isinstance(self.body, bytes):
+            return self
+        about = dict(self.headers)
+        length = about.get(b"content-length", b"")
+        if not length.isdigit() or int(length) > _READ_BYTES:
+            return self
+        try:
+            parts = [piece async for piece in self.body]
+        finally:
+            await self.body.aclose()
+        return Answered(self.status, self.headers, b"".join(parts))
+
+
+class _Server(NamedTuple):
+    url: str
+    client: HttpClient
+    engine: Engine | None  # None: nothing is switched on, calls go straight to the wire
+
+
+class Servers:
+    """The servers of one event loop, by origin. `send` makes a call; `aclose` ends everything."""
+
+    def __init__(self, policy: Policy, settings: TransportSettings, listener: Listener | None) -> None:
+        self._policy = policy
+        self._settings = settings
+        self._listener = listener
+        self._active = policy != Policy() or listener is not None
+        self._servers: OrderedDict[Origin, _Server] = OrderedDict()
+        self._first: Engine | None = None  # whose cache and flights the others use
+        self.own = own.OwnTransports(settings, sync=False)
+        self.reader = RequestReader()
+
+    def state(self) -> dict[str, dict[str, int]]:
+        """What is held now, by the server's URL."""
+        return {server.url: _state(server) for server in self._servers.values()}
+
+    def is_plain(self, origin: Origin) -> bool:
+        """True when httpx's own transport should do it all: it is needed, and no policy asks for more."""
+        if self._active or origin in self._servers:
+            return False
+        return self._settings.http2 or own.proxy_of(origin, self._settings) is not None
+
+    async def send(self, asked: Outgoing, binding: Binding) -> Answered:
+        """Make a call and wait for the head of its answer. Raises UpstreamError, Overloaded, or ValueError for
+        headers that cannot be sent; then nothing is held."""
+        origin = asked.head.origin
+        server = self._servers.get(origin)
+        if server is None:
+            server = self._open(origin, binding)
+        elif len(self._servers) > 1:
+            self._servers.move_to_end(origin)
+        if server.engine is None or asked.head.method != "POST":
+            return await _straight(server.client, server.url, asked)
+        return await _through(server.engine, server.url, asked)
+
+    async def aclose(self) -> None:
+        """Close every connection; answers being read end with UpstreamBroken."""
+        while self._servers:
+            _, server = self._servers.popitem()
+            await server.client.close()
+        self._first = None
+        await self.own.aclose()
+
+    def _open(self, origin: Origin, binding: Binding) -> _Server:
+        self._make_room()
+        url, proxy = base_url(origin), own.proxy_of(origin, self._settings)
+        if self._settings.http2 or proxy is not None:
+            own.tell_once(url, self._settings)
+            client = own.BridgeClient(url, binding, self.own.get(binding, proxy)).as_client()
+        else:
+            client = patience.PatientClient(
+                url,
+                limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
+                tls=own.tls_context(binding, self._settings) if origin[0] == "https" else None,
+            )
+        server = self._servers[origin] = _Server(url, client, self._engine(client) if self._active else None)
+        return server
+
+    def _engine(self, client: HttpClient) -> Engine:
+        engine = Engine(client, self._policy, listener=self._heard)
+        if self._first is None:
+            self._first = engine
+        else:  # keys hold the tenant, tenants hold the server: nothing crosses
+            engine.cache, engine.flights = self._first.cache, self._first.flights
+        return engine
+
+    def _heard(self, record: CallRecord) -> None:
+        patience.heard(record)
+        if self._listener is not None:
+            self._listener(record)
+
+    def _make_room(self) -> None:
+        """Forget the least recently used server that has nothing under way. Overloaded when all have."""
+        if len(self._servers) < self._settings.servers:
+            return
+        for origin, server in self._servers.items():
+            if not server.client.busy:
+                del self._servers[origin]
+                close_soon(server.client.close())
+                return
+        msg = f"calls to {len(self._servers)} servers are under way, as many as TransportSettings.servers allows"
+        raise Overloaded(msg, retry_after_s=1.0)
+
+
+async def _through(engine: Engine, url: str, asked: Outgoing) -> Answered:
+    """Call by way of the policy; the caller's patience is kept here, since others may share the call."""
+    told = patience.Patience(asked.connect_s, asked.read_s)
+    token = patience.PATIENCE.set(told)
+    try:
+        head = asked.head
+        request = HttpRequest(head.method, head.target, head.headers, asked.body, notes=head.notes)
+        outcome = engine.handle(request, head.caller)
+        if not isinstance(outcome, Reply):
+            outcome = await told.wait(outcome, url)
+    finally:
+        patience.PATIENCE.reset(token)
+    told.raise_failure(url)
+    body = outcome.body
+    if isinstance(body, list):
+        body = b"".join(body)
+    if not isinstance(body, bytes):
+        body = patience.Timed(body, asked.read_s, url)  # type: ignore[arg-type]
+    return Answered(outcome.status, outcome.headers, body)
+
+
+async def _straight(client: HttpClient, url: str, asked: Outgoing) -> Answered:
+    """Call the server and nothing else."""
+    head = asked.head
+    told = patience.Patience(asked.connect_s, asked.read_s)
+    token = patience.PATIENCE.set(told)
+    try:
+        reply = await told.wait(client.request(head.method, head.target, head.plain_headers, asked.body), url)
+    finally:
+        patience.PATIENCE.reset(token)
+    if reply.done:  # small answers are all here with their head
+        return Answered(reply.status, reply.headers, await reply.read())
+    return Answered(reply.status, reply.headers, patience.Timed(patience.Direct(reply), asked.read_s, url))
+
+
+def _state(server: _Server) -> dict[str, int]:
+    if server.engine is not None:
+        return server.engine.state()
+    return {"upstream_busy": server.client.busy, "upstream_idle": server.client.idle}

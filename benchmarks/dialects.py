@@ -17,7 +17,7 @@ from paceline.wire.call import LLM, Dialect, decode_object
 from paceline.wire.dialects import DIALECTS
 
 SYSTEM = "You answer questions of staff from the handbook passages below. Quote them, or say so. " * 5
-QUESTION = "How do I book travel to a conference, and who has to approve it before I may buy the ticket? " * 3
+QUESTION = "How do I book travel to a conference, and who has to approve it before I may buy the ticket? " * 5
 ANSWER = "You book travel in Concur. A supervisor must approve the trip first, then the desk buys the ticket. " * 4
 WORDS = 200
 

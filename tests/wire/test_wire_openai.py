@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.wire.openai import CallInfo, StreamReader, Usage, error_body, read_call, read_reply
+from paceline.wire.call import CallInfo, Usage
+from paceline.wire.openai import OPENAI, StreamReader, error_body, read_call, read_reply
 from paceline.wire.sse import encode
 from paceline.wire.tokens import estimate_tokens
 
@@ -205,3 +206,70 @@ def test_tokens_of_known_texts() -> None:
     assert estimate_tokens("abcdefgh") == 2
     assert estimate_tokens("abcdefghi") == 3
     assert estimate_tokens("你好世界") == 3
+
+
+def test_an_azure_deployment_is_named_in_the_path() -> None:
+    """Two deployments asked the same are two questions."""
+    asked: dict[str, Any] = {"messages": [message("user", "hi")]}
+    paths = [f"/openai/deployments/{name}/chat/completions" for name in ("a", "b")]
+    infos = [OPENAI.describe("llm", path, asked, OPENAI.canonical(asked)) for path in paths]
+    assert [info.model for info in infos] == ["a", "b"]
+    assert infos[0].prompt_hash != infos[1].prompt_hash
+
+
+def test_how_an_answer_is_delivered_is_told_apart() -> None:
+    """Usage in a stream is asked for in its options, so streams with and without it are different bytes."""
+    calls: list[dict[str, Any]] = [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}]
+    assert len({OPENAI.delivery(CHAT, asked) for asked in calls}) == 3
+    assert len({OPENAI.canonical(asked) for asked in calls}) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "complete", "refused", "truncated"),
+    [
+        ({"choices": [{"message": {"content": "Hel"}, "finish_reason": "length"}]}, True, False, True),
+        (
+            {"status": "incomplete", "output": [], "incomplete_details": {"reason": "max_output_tokens"}},
+            True,
+            False,
+            True,
+        ),
+        ({"status": "incomplete", "output": [], "incomplete_details": {"reason": "content_filter"}}, True, True, False),
+        ({"status": "failed", "output": [], "error": {"code": "server_error"}}, False, False, False),
+        ({"status": "in_progress", "output": []}, False, False, False),
+    ],
+)
+def test_why_an_answer_ended(reply: dict[str, Any], complete: bool, refused: bool, truncated: bool) -> None:
+    """The end of its length is an end; plain and streamed answers agree."""
+    plain = OPENAI.read_reply(msgspec.json.encode(reply))
+    assert (plain.complete, plain.refused, plain.truncated) == (complete, refused, truncated)
+    if "status" in reply and reply["status"] != "in_progress":
+        event = {"type": f"response.{reply['status']}", "response": reply}
+        streamed = read_stream(encode(msgspec.json.encode(event))).result()
+        assert (streamed.complete, streamed.refused, streamed.truncated) == (complete, refused, truncated)
+
+
+def test_tool_calls_and_refusals_are_read_from_a_stream() -> None:
+    first = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a"'}}]}
+    chunks: list[Any] = [first, {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}, {"refusal": "no"}]
+    events = [encode(msgspec.json.encode({"choices": [{"delta": d}]})) for d in chunks]
+    info = read_stream(*events, encode(b"[DONE]")).result()
+    assert (info.text, info.refused, info.complete) == ('{"a":1}', True, True)
+
+
+def test_what_the_provider_keeps_makes_a_call_stateful() -> None:
+    assert call("/v1/responses", input="x", conversation="conv_1").stateful
+    assert not call("/v1/responses", input="x", previous_response_id="resp_1").stateful
+
+
+def test_reasoning_and_audio_tokens_are_counted() -> None:
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 30,
+        "prompt_tokens_details": {"audio_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 20, "audio_tokens": 3},
+    }
+    info = OPENAI.read_reply(msgspec.json.encode({"choices": [], "usage": usage}))
+    assert info.usage == Usage(
+        input_tokens=9, output_tokens=30, input_audio_tokens=4, reasoning_tokens=20, output_audio_tokens=3
+    )

@@ -12,6 +12,7 @@ from paceline.wire.call import (
     COUNT,
     DECODING,
     LLM,
+    NOTHING,
     CallInfo,
     EventReader,
     ReplyInfo,
@@ -230,7 +231,7 @@ class _Block(msgspec.Struct, gc=False):
 
     type: Any = None
     text: Any = None
-    input: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = NOTHING
     partial_json: Any = None
     thinking: Any = None
     stop_reason: Any = None  # in message_delta

@@ -21,6 +21,7 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 DECODING = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what decoding foreign JSON may raise
 UNREADABLE = "unreadable"  # an error of ours: an event that is no JSON, or not of the form we know
+NOTHING = msgspec.Raw(b"")  # a field that is not there
 Turn = tuple[str, str]  # role, text
 
 

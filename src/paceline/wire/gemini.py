@@ -6,7 +6,7 @@ server-sent events with `alt=sse`, else as one JSON array whose elements arrive 
 Everything here reads a copy of what passes through; shapes it does not know give empty answers, never errors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from paceline.wire.call import (
     DECODING,
     EMBEDDING,
     LLM,
+    NOTHING,
     UNREADABLE,
     CallInfo,
     EventReader,
@@ -149,7 +150,7 @@ _RPC = "type.googleapis.com/google.rpc"
 
 # --- what a call says -----------------------------------------------------------------------------------------------
 
-_ROLES = {"model": "assistant", "function": "tool"}
+_ROLES = {"model": "assistant", "function": "tool", "tool": "tool"}
 
 
 def turns_of(call: dict[str, Any]) -> list[Turn]:
@@ -157,31 +158,33 @@ def turns_of(call: dict[str, Any]) -> list[Turn]:
     turns: list[Turn] = []
     system = call.get("systemInstruction") or call.get("system_instruction")
     if system:
-        turns.append(("system", system if isinstance(system, str) else _content(system)))
-    for content in _contents(call):
-        role = word(content.get("role")) or "user"
-        if role == "user" and any("functionResponse" in part for part in dicts(content.get("parts"))):
-            role = "tool"
-        turns.append((_ROLES.get(role, role), _content(content)))
+        turns.append(("system", system if isinstance(system, str) else _text(system)))
+    contents = call.get("contents")
+    for content in dicts(_contents(call) if contents is None else contents):
+        role = content.get("role")
+        parts = content.get("parts")
+        if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict) and "text" in parts[0]:
+            text = _part(parts[0])  # nearly always
+        else:
+            text = _text(content)
+            if any("functionResponse" in part for part in dicts(parts)):
+                role = "function"
+        turns.append((_ROLES.get(role, "user") if isinstance(role, str) else "user", text))
     return turns
 
 
-def _contents(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    inner = call.get("generateContentRequest")  # of countTokens
+def _contents(call: dict[str, Any]) -> list[Any]:
+    """The contents of calls that don't have them at the top: countTokens, embeddings, their batches."""
+    inner = call.get("generateContentRequest")
     if isinstance(inner, dict):
-        call = inner
-    if isinstance(call.get("content"), dict):  # of embedContent
-        yield call["content"]
-    yield from dicts(call.get("contents"))
-    for asked in dicts(call.get("requests")):  # of batchEmbedContents
-        if isinstance(asked.get("content"), dict):
-            yield asked["content"]
+        return list(dicts(inner.get("contents")))
+    return [call.get("content"), *(asked.get("content") for asked in dicts(call.get("requests")))]
 
 
-def _content(content: object) -> str:
+def _text(content: object) -> str:
     parts = content.get("parts") if isinstance(content, dict) else None
-    texts = [_part(part) for part in (dicts(parts) if not isinstance(parts, dict) else (parts,))]
-    return texts[0] if len(texts) == 1 else "\n".join(text for text in texts if text)
+    texts = map(_part, (parts,) if isinstance(parts, dict) else dicts(parts))
+    return "\n".join(text for text in texts if text)
 
 
 def _part(part: dict[str, Any]) -> str:
@@ -215,7 +218,7 @@ _REFUSED = frozenset(
 
 
 class _Function(msgspec.Struct, gc=False):
-    args: msgspec.Raw = msgspec.Raw(b"")
+    args: msgspec.Raw = NOTHING
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -264,8 +267,8 @@ class _Chunk(msgspec.Struct, gc=False):
     usageMetadata: _Usage | None = None  # noqa: N815
     modelVersion: Any = None  # noqa: N815
     error: _Error | None = None
-    embedding: msgspec.Raw | None = None
-    embeddings: msgspec.Raw | None = None
+    embedding: msgspec.Raw = NOTHING
+    embeddings: msgspec.Raw = NOTHING
     totalTokens: Any = None  # noqa: N815 - all that countTokens answers
 
 
@@ -368,7 +371,7 @@ class ChunkReader(EventReader):
             self.finish = word(chunk.promptFeedback.blockReason)
         if chunk.error is not None:
             self.error = word(chunk.error.status) or "error"
-        if chunk.embedding is not None or chunk.embeddings is not None or chunk.totalTokens is not None:
+        if chunk.embedding is not NOTHING or chunk.embeddings is not NOTHING or chunk.totalTokens is not None:
             self.ended = True
 
     def _take_parts(self, parts: list[_Part] | tuple[()]) -> None:

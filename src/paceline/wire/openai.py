@@ -12,6 +12,7 @@ from paceline.wire.call import (
     DECODING,
     EMBEDDING,
     LLM,
+    NOTHING,
     CallInfo,
     EventReader,
     ReplyInfo,
@@ -108,7 +109,7 @@ class OpenAI:
         return ReplyInfo(
             usage=usage,
             text="".join(_texts(reply)) if text or usage is None else "",
-            complete=not reply.error and (reply.status in (None, "completed") or finish in _LENGTH | _FILTERED),
+            complete=_is_whole(reply, finish),
             refused=refused,
             truncated=finish in _LENGTH,
             finish=finish,
@@ -258,6 +259,7 @@ class _Reply(msgspec.Struct, gc=False):
     error: Any = None
     status: Any = None
     output: list[_Item] | None = None
+    data: msgspec.Raw = NOTHING  # embeddings
     incomplete_details: _Incomplete | None = None
 
 
@@ -325,7 +327,7 @@ def _ending(reply: _Reply) -> tuple[str | None, bool]:
     for choice in reply.choices or ():
         message = choice.message or choice.delta
         finish = word(choice.finish_reason) or finish
-        refused |= choice.finish_reason in _FILTERED or (message is not None and bool(message.refusal))
+        refused |= finish in _FILTERED or (message is not None and bool(message.refusal))
     if reply.status is not None:
         why = word(reply.incomplete_details.reason) if reply.incomplete_details is not None else None
         finish = why or word(reply.status)
@@ -336,6 +338,14 @@ def _ending(reply: _Reply) -> tuple[str | None, bool]:
             for part in item.content
         )
     return finish, refused
+
+
+def _is_whole(reply: _Reply, finish: str | None) -> bool:
+    if reply.error:
+        return False
+    if reply.status is None:
+        return reply.choices is not None or reply.data is not NOTHING
+    return reply.output is not None and (reply.status == "completed" or finish in _LENGTH | _FILTERED)
 
 
 def _error_type(error: object) -> str | None:
@@ -380,11 +390,11 @@ class StreamReader(EventReader):
                     self.refused = True
             if choice.finish_reason is not None:
                 self.finish = word(choice.finish_reason)
-                self.refused |= choice.finish_reason in _FILTERED
+                self.refused |= self.finish in _FILTERED
 
     def _take_typed(self, event: _Event) -> None:
         """An event of the Responses API."""
-        kind = event.type
+        kind = word(event.type)
         if kind in _TEXT_EVENTS:
             self.texts.append(word(event.delta) or "")
         elif kind == "error":

@@ -23,6 +23,7 @@ class Attempt:
     """Holds a place in the lane, a permit, and once the head is here a connection. Whoever begins it ends it."""
 
     __slots__ = (
+        "_adaptive",
         "_call",
         "_over",
         "_probe",
@@ -39,7 +40,8 @@ class Attempt:
         "verdict",
     )
 
-    def __init__(self, call: RoutedCall, lane: Lane, permit: Permit | None) -> None:
+    def __init__(self, call: RoutedCall, lane: Lane, permit: Permit | None, *, adaptive: bool) -> None:
+        """`adaptive`: the limits learn from every answer."""
         self.lane = lane
         self.permit = permit
         self.reply: ClientReply | None = None
@@ -51,6 +53,7 @@ class Attempt:
         self.signal: Signal | None = None  # of a refusal, and of any answer that limits want to hear of
         self.verdict = Verdict.ANSWER
         self._call = call
+        self._adaptive = adaptive
         self._over = False
         self._started_s = call.now_s()
         self._probe = lane.begin(self._started_s)
@@ -68,7 +71,11 @@ class Attempt:
         An UpstreamError is kept in `error`. Cancelled or not, what is held is held until `end`.
         """
         try:
-            await self.in_time(self._exchange(guarded))
+            alarm_s = self._call.alarm_s(self.lane.target.client.timeouts)
+            if alarm_s is None:
+                await self._exchange(guarded)
+            else:
+                await self._by(alarm_s, self._exchange(guarded))
         except UpstreamError as error:
             self.error = error
             self.verdict = judge.of_error(error, idempotent=self._call.idempotent)
@@ -87,15 +94,15 @@ class Attempt:
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """Wait for it until the caller's deadline; then UpstreamTimeout, phase "total"."""
-        client = self.lane.target.client
-        alarm_s = self._call.alarm_s(client.timeouts)
-        if alarm_s is None:
-            return await work
+        alarm_s = self._call.alarm_s(self.lane.target.client.timeouts)
+        return await (work if alarm_s is None else self._by(alarm_s, work))
+
+    async def _by(self, alarm_s: float, work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout_at(alarm_s):
                 return await work
         except TimeoutError as error:
-            raise self._call.too_late(client.base_url) from error
+            raise self._call.too_late(self.lane.target.client.base_url) from error
 
     def end(self, *, failed: bool | None = None, tokens: int | None = None, output_tokens: int | None = None) -> None:
         """Give everything back, once.
@@ -145,11 +152,13 @@ class Attempt:
             self.refusal = await self._read(reply)
             self.signal = signal_of(reply.status, reply.headers, self.refusal, time.time())
             return
-        if self.permit is not None:
+        if self._adaptive:
             self.signal = signal_of(reply.status, reply.headers, None, time.time())
-        if guarded and is_event_stream(reply.headers):
+        if not guarded:
+            pass
+        elif is_event_stream(reply.headers):
             await self._open(reply)
-        elif guarded and not call.stream and is_small(reply):  # Gemini's streams may be one long JSON array
+        elif not call.stream and is_small(reply):  # Gemini's streams may be one long JSON array
             await self._read(reply)
         if lane.is_watched:
             now_s = call.now_s()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from paceline.accelerate.asked import Asked
 from paceline.accelerate.cost import cost_usd
@@ -12,13 +13,31 @@ from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.deadline import patience_of
 from paceline.accelerate.routing.lanes import Lane
 from paceline.accelerate.routing.taken import FailedAttempt, RouteTaken
-from paceline.accelerate.routing.targets import Worded
+from paceline.accelerate.routing.targets import Headers, Worded
 from paceline.errors import UpstreamTimeout
 from paceline.wire.call import Usage
 from paceline.wire.client import Timeouts
 from paceline.wire.http import HttpRequest
 
 _FOREVER = float("inf")
+
+
+class Head(NamedTuple):
+    """What follows from a request's head alone, worked out once for equal heads (see `HttpRequest.notes`)."""
+
+    headers: Headers  # for any provider
+    limit_s: float | None
+    idempotent: bool
+
+
+def head_of(request: HttpRequest) -> Head:
+    """The head's part in routing."""
+    head: Head | None = request.notes.get(Head)
+    if head is None:
+        patience = patience_of(request.headers)
+        head = Head(to_upstream(request.headers, readable=True), patience.limit_s, patience.idempotent)
+        request.notes[Head] = head
+    return head
 
 
 class RoutedCall:
@@ -44,11 +63,17 @@ class RoutedCall:
     )
 
     def __init__(
-        self, request: HttpRequest, asked: Asked, record: CallRecord, taken: RouteTaken, timeout_s: float | None
+        self,
+        request: HttpRequest,
+        head: Head,
+        asked: Asked,
+        record: CallRecord,
+        taken: RouteTaken,
+        timeout_s: float | None,
     ) -> None:
         """`timeout_s` is the policy's; the caller may ask for less."""
         self._request = request
-        self._headers = to_upstream(request.headers, readable=True)
+        self._headers = head.headers
         self._asks: dict[Lane, Ask] | None = None
         self.asked = asked
         self.record = record
@@ -57,9 +82,8 @@ class RoutedCall:
         self.stream = asked.info.stream
         self.now_s = asyncio.get_running_loop().time
         self.started_s = self.now_s()
-        patience = patience_of(request.headers)
-        self.idempotent = patience.idempotent and not asked.info.stateful
-        self.limit_s = _least(patience.limit_s, timeout_s)
+        self.idempotent = head.idempotent and not asked.info.stateful
+        self.limit_s = _least(head.limit_s, timeout_s)
         self.deadline_s = _FOREVER if self.limit_s is None else self.started_s + self.limit_s
         self.waited_s = 0.0  # between its attempts
         self.tried: tuple[Lane, ...] = ()
@@ -111,8 +135,7 @@ class RoutedCall:
         a timer on every call of the official SDKs, which say they wait 600 s."""
         if self.limit_s is None:
             return None
-        slowest_s = timeouts.connect_s + timeouts.first_byte_s + timeouts.silence_s
-        return self.deadline_s if self.left_s() < slowest_s else None
+        return self.deadline_s if self.left_s() < slowest_s(timeouts) else None
 
     def too_late(self, target: str) -> UpstreamTimeout:
         """The error of a deadline that passed."""
@@ -137,6 +160,11 @@ class RoutedCall:
         taken.deployment = lane.target.deployment
         taken.model = lane.model or self.asked.info.model
         taken.fallback = fallback
+
+
+def slowest_s(timeouts: Timeouts) -> float:
+    """An attempt's answer has begun, or failed, after this long whatever happens."""
+    return timeouts.connect_s + timeouts.first_byte_s + timeouts.silence_s
 
 
 def _least(one: float | None, other: float | None) -> float | None:

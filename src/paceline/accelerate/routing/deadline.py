@@ -11,14 +11,14 @@ IDEMPOTENT = b"x-paceline-idempotent"
 
 
 class Patience(NamedTuple):
-    """What a request says about itself besides its call."""
+    """How long a caller waits, and whether its call may be made twice."""
 
     limit_s: float | None  # None: it does not say
     idempotent: bool  # asking twice does no harm; false only when the caller says so
 
 
 def patience_of(headers: Sequence[tuple[bytes, bytes]]) -> Patience:
-    """Read the headers (lower-case names). Nonsense, zero and "NOT_GIVEN" say nothing."""
+    """What the headers say (lower-case names). Nonsense, zero and "NOT_GIVEN" say nothing."""
     said = dict(headers)
     for name in _HEADERS:
         value = said.get(name)

@@ -1,5 +1,6 @@
 """Plan: where a model's calls go, in which order."""
 
+import asyncio
 from collections.abc import Mapping
 
 from paceline.accelerate.routing.budget import Budget
@@ -36,12 +37,16 @@ class Stage:
 class Plan:
     """The model asked for, then its fallbacks."""
 
-    __slots__ = ("guarded", "stages")
+    __slots__ = ("guarded", "only", "stages")
 
-    def __init__(self, stages: tuple[Stage, ...], *, guarded: bool) -> None:
-        """`guarded`: nothing goes to the caller before the first token, so that another attempt can follow."""
+    def __init__(self, stages: tuple[Stage, ...], *, guarded: bool, plain: bool = False) -> None:
+        """`guarded`: nothing goes to the caller before the first token, so that another attempt can follow.
+
+        `plain`: there is one place and one attempt, and nothing to learn from it.
+        """
         self.stages = stages
         self.guarded = guarded
+        self.only = stages[0].lanes[0].target if plain else None
 
 
 class Plans:
@@ -59,13 +64,13 @@ class Plans:
         self._plans: dict[tuple[str, str | None, str | None], Plan] = {}
         self._plain: dict[str, Plan] = {}
 
-    def find(self, dialect: str, model: str | None, group: str | None, now_s: float) -> Plan:
+    def find(self, dialect: str, model: str | None, group: str | None) -> Plan:
         """Where a call of this dialect for this model, or to this group, goes."""
         plan = self._plans.get((dialect, model, group))
         if plan is None:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()  # calls under way keep theirs; deployments keep their figures
-            plan = self._plans[dialect, model, group] = self._make(dialect, model, group, now_s)
+            plan = self._plans[dialect, model, group] = self._make(dialect, model, group)
         return plan
 
     @property
@@ -75,7 +80,8 @@ class Plans:
         lanes = {lane for plan in plans for stage in plan.stages for lane in stage.lanes}
         return sum(lane.in_flight for lane in lanes)
 
-    def _make(self, dialect: str, model: str | None, group: str | None, now_s: float) -> Plan:
+    def _make(self, dialect: str, model: str | None, group: str | None) -> Plan:
+        now_s = asyncio.get_running_loop().time()
         policy = self._policy
         lanes = tuple(
             lane
@@ -98,6 +104,10 @@ class Plans:
         if plan is None:
             policy = self._policy
             lane = Lane(self._providers[dialect], None, policy, watched=policy.breaker.refuse)
-            plan = Plan((Stage(None, (lane,), policy, now_s),), guarded=policy.retries.enabled)
+            plan = Plan(
+                (Stage(None, (lane,), policy, now_s),),
+                guarded=policy.retries.enabled,
+                plain=not policy.retries.enabled and not policy.breaker.refuse,
+            )
             self._plain[dialect] = plan
         return plan

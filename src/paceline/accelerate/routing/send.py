@@ -1,16 +1,18 @@
 """The dispatcher: a call goes to the cheapest place that serves it, again or elsewhere when that fails, in time."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 
+from paceline.accelerate.asked import Asked
 from paceline.accelerate.headers import to_upstream
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.answer import Answer
 from paceline.accelerate.routing.attempt import Attempt
-from paceline.accelerate.routing.call import RoutedCall
+from paceline.accelerate.routing.call import Head, RoutedCall, head_of, slowest_s
 from paceline.accelerate.routing.gates import Limits, Permit
-from paceline.accelerate.routing.hedge import race
+from paceline.accelerate.routing.hedge import Race
 from paceline.accelerate.routing.lanes import Lane, pick
 from paceline.accelerate.routing.plan import Plan, Plans, Stage
 from paceline.accelerate.routing.policy import RoutingPolicy
@@ -57,9 +59,17 @@ class Dispatcher:
         asked = record.asked
         if asked is None:
             return await self._pass(request, record)
-        call = RoutedCall(request, asked, record, taken or RouteTaken(), self._policy.timeout_s)
-        plan = self._plans.find(asked.dialect.name, asked.info.model, group, call.started_s)
-        attempt = await self._serve(call, plan)
+        taken = taken or RouteTaken()
+        head = head_of(request)
+        plan = self._plans.find(asked.dialect.name, asked.info.model, group)
+        if plan.only is not None and self._limits is None and self._needs_no_timer(head, plan.only):
+            return await self._once(request, head, asked, record, taken, plan.only)
+        call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s)
+        if len(plan.stages) == 1:
+            attempt = await self._ask(call, plan, plan.stages[0])
+            call.arrived(attempt.lane, None)
+        else:
+            attempt = await self._serve(call, plan)
         if attempt.error is not None or attempt.reply is None:
             raise attempt.error or UpstreamBroken("no answer came", target=attempt.lane.target.client.base_url)
         return Answer(attempt.reply, record, attempt)
@@ -77,12 +87,25 @@ class Dispatcher:
         reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
         return Answer(reply, record, None)
 
+    async def _once(
+        self, request: HttpRequest, head: Head, asked: Asked, record: CallRecord, taken: RouteTaken, target: Target
+    ) -> Answer:
+        """The usual path, without anything that could be done about a failure."""
+        worded = target.word(asked.target, head.headers, asked.body)
+        taken.provider = target.dialect
+        taken.model = asked.info.model
+        record.sent()
+        reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
+        return Answer(reply, record, None)
+
+    def _needs_no_timer(self, head: Head, target: Target) -> bool:
+        limit_s = head.limit_s
+        return self._policy.timeout_s is None and (limit_s is None or limit_s > slowest_s(target.client.timeouts))
+
     async def _serve(self, call: RoutedCall, plan: Plan) -> Attempt:
         """One model after the other; those whose breakers are open only when there is no other."""
-        stages = plan.stages
-        if len(stages) > 1:
-            now_s = call.now_s()
-            stages = tuple(stage for stage in stages if stage.admits(now_s)) or stages[:1]
+        now_s = call.now_s()
+        stages = tuple(stage for stage in plan.stages if stage.admits(now_s)) or plan.stages[:1]
         for stage in stages:
             is_last = stage is stages[-1]
             try:
@@ -105,18 +128,22 @@ class Dispatcher:
             msg = f"{target.name} was not called: at least {breaker.failure_ratio:.0%} of its last calls failed"
             raise UpstreamBroken(msg, target=target.client.base_url)
         stage.earn()
-        pauses = Pauses(self._policy.retries, stage, self._rand, gated=self._gated)
+        pauses: Pauses | None = None
         while True:
-            lane, permit = await self._admit(call, stage)
-            first = Attempt(call, lane, permit)
+            lane, permit = self._admit_now(call, stage) or await self._admit(call, stage)
+            first = attempt = Attempt(call, lane, permit, adaptive=self._gated)
             try:
-                attempt = await self._run(call, plan, stage, first)
+                if stage.hedges is None:
+                    await first.run(self._judge, guarded=plan.guarded)
+                else:
+                    attempt = await self._hedged(call, plan, stage, first)
             except BaseException:
                 first.end()
                 raise
             if attempt.verdict is Verdict.ANSWER and attempt.error is None:
                 return attempt
             attempt.fail()
+            pauses = pauses or Pauses(self._policy.retries, stage, self._rand, gated=self._gated)
             wait_s = pauses.after(call, attempt)
             if wait_s is None:
                 return attempt
@@ -125,18 +152,18 @@ class Dispatcher:
                 call.waited_s += wait_s
                 await asyncio.sleep(wait_s)
 
-    async def _run(self, call: RoutedCall, plan: Plan, stage: Stage, first: Attempt) -> Attempt:
-        """The attempt that came first with something, where hedging applies."""
-        after_s = self._hedge_after_s(call, first.lane) if stage.hedges is not None else None
+    async def _hedged(self, call: RoutedCall, plan: Plan, stage: Stage, first: Attempt) -> Attempt:
+        """The first attempt, or another begun when it is late."""
+        after_s = self._hedge_after_s(call, first.lane)
         if after_s is None:
             await first.run(self._judge, guarded=plan.guarded)
             return first
-        return await race(
+        race = Race(
             first,
-            after_s,
             lambda: self._second(call, stage, first.lane),
             lambda attempt: attempt.run(self._judge, guarded=plan.guarded),
         )
+        return await race.result(after_s)
 
     def _hedge_after_s(self, call: RoutedCall, lane: Lane) -> float | None:
         after_s = lane.hedge_after_s(stream=call.stream)
@@ -151,7 +178,8 @@ class Dispatcher:
         lane = pick(others, now_s, self._rand)
         permit = None
         if self._limits is not None:
-            permit = self._limits.try_admit(call.new_ask(lane))
+            with contextlib.suppress(Overloaded):
+                permit = self._limits.try_admit(call.new_ask(lane))
             if permit is None:
                 return None
         if stage.hedges is None or not stage.hedges.spend(now_s):
@@ -159,27 +187,34 @@ class Dispatcher:
                 permit.leave()
             return None
         call.taken.hedged = True
-        return Attempt(call, lane, permit)
+        return Attempt(call, lane, permit, adaptive=self._gated)
 
-    async def _admit(self, call: RoutedCall, stage: Stage) -> tuple[Lane, Permit | None]:
-        """The lane to try next, and the permit for it. Raises Overloaded when its turn cannot come in time."""
+    def _admit_now(self, call: RoutedCall, stage: Stage) -> tuple[Lane, Permit | None] | None:
+        """The lane to try next and the permit for it; None when every lane would have the call wait."""
         now_s = call.now_s()
         lanes = stage.lanes if len(stage.lanes) == 1 else usable(call, stage.lanes, now_s)
         lane = pick(lanes, now_s, self._rand)
-        if self._limits is None:
+        limits = self._limits
+        if limits is None:
             return lane, None
         until_s = call.until_s(self._policy.retries.max_wait_s)
-        permit = self._limits.try_admit(call.ask_of(lane, until_s))
+        permit = limits.try_admit(call.ask_of(lane, until_s))
         if permit is None and len(lanes) > 1:
             for other in sorted(lanes, key=lambda each: each.cost(now_s)):
-                permit = self._limits.try_admit(call.ask_of(other, until_s)) if other is not lane else None
+                permit = limits.try_admit(call.ask_of(other, until_s)) if other is not lane else None
                 if permit is not None:
                     return other, permit
-            lane = min(lanes, key=lambda each: (each.held_until_s, each.cost(now_s)))
-        if permit is None:
-            permit = await self._limits.admit(call.ask_of(lane, until_s))
-            waited_s = call.now_s() - now_s
-            call.record.queued |= waited_s > _QUEUED_S
-            if call.tried:
-                call.waited_s += waited_s
+        return None if permit is None else (lane, permit)
+
+    async def _admit(self, call: RoutedCall, stage: Stage) -> tuple[Lane, Permit | None]:
+        """Wait for a turn where one is expected first. Raises Overloaded when it cannot come in time."""
+        now_s = call.now_s()
+        lanes = usable(call, stage.lanes, now_s)
+        lane = min(lanes, key=lambda each: (each.held_until_s, each.cost(now_s)))
+        assert self._limits is not None  # noqa: S101 - without limits nobody waits
+        permit = await self._limits.admit(call.ask_of(lane, call.until_s(self._policy.retries.max_wait_s)))
+        waited_s = call.now_s() - now_s
+        call.record.queued |= waited_s > _QUEUED_S
+        if call.tried:
+            call.waited_s += waited_s
         return lane, permit

@@ -1,8 +1,7 @@
 """What a key may take: requests and tokens a minute, money a day and a month, over all processes of the gateway.
 
-A process knows its own use at once and that of the others LOOK_S later. So a limit is exceeded at most by what the
-other processes admit in LOOK_S and, for tokens and money, by the calls in flight when it is reached: nobody knows what
-a call will have used before it is over.
+Nobody knows what a call will have used before it is over, so limits of tokens and money are exceeded by the calls in
+flight when they are reached; money besides by what the other processes spent in the last LOOK_S.
 """
 
 import time
@@ -40,58 +39,45 @@ class Meter:
     ) -> None:
         self._key, self._table, self._row, self._process = key, table, row, process
         self._now_s, self._unix_s = now_s, unix_s
-        self._looked_s = now_s()
         limits = ((REQUESTS, key.requests_per_min, "requests"), (TOKENS, key.tokens_per_min, "tokens"))
-        self._buckets = [
-            _Bucket(field, limit, unit, self._looked_s, table.used(row, field, without=process))
-            for field, limit, unit in limits
+        self._buckets = {
+            rate: _Bucket(table.cells, table.index(row, rate), limit, unit)
+            for rate, limit, unit in limits
             if limit is not None
-        ]
+        }
         self._free = not self._buckets and not key.has_budget
         self._day_usd = self._month_usd = 0.0
-        self._look(self._looked_s)
+        self._looked_s = float("-inf")
 
     def take(self) -> Refusal | None:
         """Count one call; a refused one counts nothing. About 0.1 us without limits, 3 us with all of them."""
         if self._free:
             return None
         now_s = self._now_s()
-        if now_s - self._looked_s >= LOOK_S:
-            self._look(now_s)
-        for bucket in self._buckets:
+        for bucket in self._buckets.values():
             wait_s = bucket.wait_s(now_s)
             if wait_s > 0:
                 msg = f"this gateway key may use {bucket.per_min:,.0f} {bucket.unit} a minute; wait {wait_s:.1f} s"
                 return Refusal(status=429, code="rate_limit_exceeded", message=msg, retry_after_s=wait_s)
-        if self._key.has_budget and (broke := self._broke()) is not None:
+        if self._key.has_budget and (broke := self._broke(now_s)) is not None:
             return broke
-        self._use(REQUESTS, 1)
+        if REQUESTS in self._buckets:
+            self._buckets[REQUESTS].pour(1, now_s)
         return None
 
     def charge(self, tokens: int, cost_usd: float | None) -> None:
         """Add what a finished call used. An unknown cost adds nothing here: it is counted apart, in the costs."""
-        if tokens:
-            self._use(TOKENS, tokens)
+        if tokens and TOKENS in self._buckets:
+            self._buckets[TOKENS].pour(tokens, self._now_s())
         if cost_usd:
             self._table.spend(self._row, self._process, cost_usd, *periods(self._unix_s()))
             self._day_usd += cost_usd
             self._month_usd += cost_usd
 
-    def _use(self, field: int, amount: int) -> None:
-        for bucket in self._buckets:
-            if bucket.field == field:
-                bucket.level += amount
-                self._table.add(self._row, self._process, field, amount)
-
-    def _look(self, now_s: float) -> None:
-        """Take in what the other processes used since last time."""
-        self._looked_s = now_s
-        for bucket in self._buckets:
-            bucket.pass_time(now_s, self._table.used(self._row, bucket.field, without=self._process))
-        if self._key.has_budget:
+    def _broke(self, now_s: float) -> Refusal | None:
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
             self._day_usd, self._month_usd = self._table.spent_usd(self._row, *periods(self._unix_s()))
-
-    def _broke(self) -> Refusal | None:
         key = self._key
         for limit_usd, spent_usd, period, until_next_s in (
             (key.budget_usd_per_day, self._day_usd, "day", until_next_day_s),
@@ -105,25 +91,20 @@ class Meter:
 
 
 class _Bucket:
-    """A bucket that holds a minute's worth and runs out steadily."""
+    """A bucket that holds a minute's worth and runs out steadily, kept as the moment it will be empty (GCRA)."""
 
-    __slots__ = ("_at_s", "_others", "field", "level", "per_min", "unit")
+    __slots__ = ("_cells", "_index", "_room_s", "_unit_s", "per_min", "unit")
 
-    def __init__(self, field: int, per_min: float, unit: str, now_s: float, others: float) -> None:
-        self.field, self.per_min, self.unit = field, per_min, unit
-        self.level = 0.0
-        self._at_s = now_s
-        self._others = others  # running count of the other processes
-
-    def pass_time(self, now_s: float, others: float | None = None) -> None:
-        """Run out for the time that passed, and take in what the others used meanwhile."""
-        if others is not None:
-            self.level += others - self._others
-            self._others = others
-        self.level = max(0.0, self.level - (now_s - self._at_s) * self.per_min / 60)
-        self._at_s = now_s
+    def __init__(self, cells: "memoryview[float]", index: int, per_min: float, unit: str) -> None:
+        self.per_min, self.unit = per_min, unit
+        self._cells, self._index = cells, index
+        self._unit_s = 60 / per_min  # what one request or token adds
+        self._room_s = max(60.0, self._unit_s)  # a full bucket
 
     def wait_s(self, now_s: float) -> float:
-        """Seconds until there is room for one more (request or token); 0 when there is."""
-        self.pass_time(now_s)
-        return max(0.0, self.level + 1.0 - max(1.0, self.per_min)) * 60 / self.per_min
+        """Seconds until there is room for one more; 0 or less when there is."""
+        return max(0.0, self._cells[self._index] - now_s) + self._unit_s - self._room_s
+
+    def pour(self, amount: int, now_s: float) -> None:
+        """Add that many."""
+        self._cells[self._index] = max(self._cells[self._index], now_s) + amount * self._unit_s

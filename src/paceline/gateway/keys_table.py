@@ -1,7 +1,8 @@
 """What the keys have used, in one table that all processes of a gateway map; and the file that keeps the money of it.
 
-Every process has its own cells and only it writes them: no locks, and a process that is killed leaves its cells to
-the one that takes its place.
+Money is exact: every process has its own cells and only it writes them, so there are no locks, and a process that is
+killed leaves its cells to the one that takes its place. Rates share one cell: two processes that write it within the
+same microsecond lose one of the two, which no limit of requests a minute notices.
 """
 
 import mmap
@@ -17,9 +18,10 @@ from paceline.errors import ConfigError
 from paceline.gateway.keys import write_whole
 
 KEYS = 16_384  # rows: keys that one running gateway can have seen, the revoked ones too
-REQUESTS, TOKENS = 0, 1
-_DAY, _DAY_USD, _MONTH, _MONTH_USD = 2, 3, 4, 5
-_CELL = 6  # doubles
+REQUESTS, TOKENS = 0, 1  # cells of a row: when the bucket will be empty, seconds of the monotonic clock
+_MONEY = 2  # where the first process's cells begin
+_DAY, _DAY_USD, _MONTH, _MONTH_USD = range(4)
+_CELL = 4  # doubles
 _DAY_S = 86_400
 
 
@@ -33,7 +35,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table:
-    """Cells of (key, process): requests, tokens, money of the day and of the month.
+    """A row for each key: two rates, and for each process the money of the day and of the month.
 
     Processes are numbered from 0; one more column holds what was spent before the gateway started. `file`: a
     descriptor to map, which stays open; None: a table of this process alone.
@@ -41,27 +43,22 @@ class Table:
 
     def __init__(self, processes: int, file: int | None = None) -> None:
         self.processes = processes
-        self._row = (processes + 1) * _CELL
+        self._row = _MONEY + (processes + 1) * _CELL
         size = KEYS * self._row * 8
         if file is None:
             with tempfile.TemporaryFile() as own:
                 self._map = _mapped(own.fileno(), size)
         else:
             self._map = _mapped(file, size)
-        self._cells = memoryview(self._map).cast("d")
+        self.cells = memoryview(self._map).cast("d")
 
-    def add(self, row: int, process: int, field: int, amount: float) -> None:
-        """Add to REQUESTS or TOKENS. About 0.1 us."""
-        self._cells[row * self._row + process * _CELL + field] += amount
-
-    def used(self, row: int, field: int, *, without: int) -> float:
-        """Sum of REQUESTS or TOKENS over all processes but one."""
-        start, cells = row * self._row + field, self._cells
-        return sum(cells[start + process * _CELL] for process in range(self.processes) if process != without)
+    def index(self, row: int, rate: int) -> int:
+        """Where among the cells a rate (REQUESTS or TOKENS) of a key is."""
+        return row * self._row + rate
 
     def spend(self, row: int, process: int, usd: float, day: int, month: int) -> None:
         """Add to the money of that day and month; a cell of an earlier one starts again."""
-        start, cells = row * self._row + process * _CELL, self._cells
+        start, cells = row * self._row + _MONEY + process * _CELL, self.cells
         for period, money, now in ((_DAY, _DAY_USD, day), (_MONTH, _MONTH_USD, month)):
             # The money first: who reads between the two sees the old period, which counts for nothing.
             cells[start + money] = usd + (cells[start + money] if cells[start + period] == now else 0.0)
@@ -69,17 +66,17 @@ class Table:
 
     def spent_usd(self, row: int, day: int, month: int) -> tuple[float, float]:
         """Money of that day and of that month, over all processes and the time before."""
-        start, cells, of_day, of_month = row * self._row, self._cells, 0.0, 0.0
-        for cell in range(start, start + self._row, _CELL):
+        start, cells, of_day, of_month = row * self._row, self.cells, 0.0, 0.0
+        for cell in range(start + _MONEY, start + self._row, _CELL):
             of_day += cells[cell + _DAY_USD] if cells[cell + _DAY] == day else 0.0
             of_month += cells[cell + _MONTH_USD] if cells[cell + _MONTH] == month else 0.0
         return of_day, of_month
 
     def restore(self, row: int, spent: Spent) -> None:
         """Take over what was spent before."""
-        start = row * self._row + self.processes * _CELL + _DAY
+        start = row * self._row + _MONEY + self.processes * _CELL
         for field, value in enumerate((spent.day, spent.day_usd, spent.month, spent.month_usd)):
-            self._cells[start + field] = value
+            self.cells[start + field] = value
 
 
 def periods(unix_s: float) -> tuple[int, int]:

@@ -6,13 +6,21 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.connection import Connection, EncodedHeaders, Exchange, connect, encode_headers, encode_request
+from paceline.wire.connection import (
+    Connection,
+    EncodedHeaders,
+    Exchange,
+    connect,
+    encode_headers,
+    encode_request,
+    encode_request_line,
+)
 
 __all__ = [
     "ClientLimits",
@@ -27,6 +35,7 @@ __all__ = [
     "encode_request",
 ]
 
+_LINES, _LINE_BYTES = 256, 1024  # request lines remembered, of targets not longer than this
 _HIGH_WATER = 256 * 1024  # bytes waiting for a slow consumer before the connection is no longer read
 
 
@@ -52,36 +61,21 @@ class ClientReply:
     Take it to the end or `close` it: until then it holds its connection.
     """
 
-    __slots__ = (
-        "_bytes",
-        "_chunks",
-        "_client",
-        "_connection",
-        "_error",
-        "_expired",
-        "_now_s",
-        "_paused",
-        "_waiter",
-        "done",
-        "headers",
-        "seen_s",
-        "status",
-    )
+    status = 0
+    headers: list[tuple[bytes, bytes]]
+    done = False  # the whole answer is here, or it failed
+    error: UpstreamError | None = None  # why it ended early
+    _bytes = 0  # waiting in `_pieces`
+    _expired: tuple[str, float] | None = None
+    _paused = False
+    _waiter: "asyncio.Future[None] | None" = None
 
-    def __init__(self, client: "HttpClient", connection: Connection, now_s: Callable[[], float]) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.done = False  # the whole answer is here, or it failed
+    def __init__(self, client: "HttpClient", connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._connection = connection
-        self._chunks: deque[bytes] = deque()
-        self._bytes = 0  # waiting in `_chunks`
-        self._error: UpstreamError | None = None
-        self._expired: tuple[str, float] | None = None
-        self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._now_s = now_s
-        self.seen_s = now_s()  # when the server was last heard of
+        self._loop = loop
+        self._pieces: list[bytes] = []
+        self.seen_s = loop.time()  # when the server was last heard of
 
     def header(self, name: bytes) -> bytes | None:
         """First value of a header (lower-case name)."""
@@ -95,37 +89,39 @@ class ClientReply:
 
     async def __anext__(self) -> bytes:
         """The next piece of the body, framing removed. UpstreamBroken or UpstreamTimeout when it ends early."""
-        while not self._chunks:
+        while not self._pieces:
             if self.done:
-                raise self._error or StopAsyncIteration
+                raise self.error or StopAsyncIteration
             await self.news()
-        data = self._chunks.popleft()
+        data = self._pieces.pop(0)
         self._bytes -= len(data)
         if self._paused and self._bytes < _HIGH_WATER // 2:
             self._paused = False
-            self.seen_s = self._now_s()  # it was us who did not listen
+            self.seen_s = self._loop.time()  # it was us who did not listen
             self._connection.resume()
         return data
 
     async def read(self) -> bytes:
         """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
-        chunks, limit_bytes = self._chunks, self._client.limits.body_bytes
-        if self.done and self._error is None and self._bytes <= limit_bytes:  # the usual case
-            self._bytes = 0
-            body = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()
-            return body
-        parts, size = [], 0
+        limit_bytes = self._client.limits.body_bytes
+        if self.done and self.error is None and self._bytes <= limit_bytes:  # the usual case
+            pieces, self._pieces, self._bytes = self._pieces, [], 0
+        else:
+            pieces = await self._read_on(limit_bytes)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _read_on(self, limit_bytes: int) -> list[bytes]:
+        pieces, size = [], 0
         try:
             async for data in self:
-                parts.append(data)
+                pieces.append(data)
                 size += len(data)
                 if size > limit_bytes:
                     msg = f"{self._client.base_url} sent more than {limit_bytes} bytes"
                     raise UpstreamBroken(msg, target=self._client.base_url)
         finally:
             self.close()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return pieces
 
     def close(self) -> None:
         """Give up what has not arrived. Nothing happens when the answer is complete."""
@@ -134,9 +130,7 @@ class ClientReply:
 
     def news(self) -> "asyncio.Future[None]":
         """To await: something has arrived since, or it ended. One waits at a time."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            waiter = self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._waiter = self._loop.create_future()
         return waiter
 
     # --- Exchange ------------------------------------------------------------------------------------------------
@@ -144,31 +138,51 @@ class ClientReply:
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """The head arrived."""
         self.status, self.headers = status, headers
-        self.seen_s = self._now_s()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.seen_s = self._loop.time()
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body arrived."""
-        self._chunks.append(data)
+        self._pieces.append(data)
         self._bytes += len(data)
-        self.seen_s = self._now_s()
+        self.seen_s = self._loop.time()
         if self._bytes > _HIGH_WATER and not self._paused:
             self._paused = True
             self._connection.pause()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            self._wake(self._waiter)
+
+    def on_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: list[bytes], reusable: bool) -> None:
+        """All of it arrived at once."""
+        self.status, self.headers = status, headers
+        if body:
+            self._pieces = body
+            self._bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        self.done = True
+        self.seen_s = self._loop.time()
+        self._client.give_back(self, self._connection, reusable=reusable)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def on_done(self, error: Exception | None, reusable: bool) -> None:
         """The answer is complete or failed; the connection goes back."""
         self.done = True
         if error is not None:
-            self._error = self._translate(error)
+            self.error = self._translate(error)
         if self._paused:
             self._connection.resume()
         self._client.give_back(self, self._connection, reusable=reusable)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            self._wake(self._waiter)
+
+    def _wake(self, waiter: "asyncio.Future[None]") -> None:
+        self._waiter = None
+        if not waiter.done():  # whoever waited may have been cancelled
+            waiter.set_result(None)
 
     def _translate(self, error: Exception) -> UpstreamError:
         target = self._client.base_url
@@ -188,10 +202,6 @@ class ClientReply:
             self._expired = (phase, limit_s)
             self._connection.abort()
         return self.seen_s + limit_s
-
-    def failure(self) -> UpstreamError | None:
-        """Why there is no head, once there will be none."""
-        return self._error if not self.status else None
 
 
 class HttpClient:
@@ -216,6 +226,9 @@ class HttpClient:
         self._free = self.limits.connections
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self._lines: dict[tuple[str, str], bytes] = {}
+        # Kept because asking for it costs a system call in Python 3.11 (getpid).
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def busy(self) -> int:
@@ -235,35 +248,51 @@ class HttpClient:
         A kept connection that the server closed before a single byte of the answer is replaced once. Raises
         UpstreamTimeout (phase "connect" or "first_byte") or UpstreamBroken. Cancelling closes the connection.
         """
-        data = encode_request(method, self._prefix + target, self.authority, headers, body)
-        loop = asyncio.get_running_loop()
+        line = self._lines.get((method, target)) or self._line(method, target)
+        data = encode_request(method, target, self.authority, headers, body, line=line)
+        loop = self._loop or self._enter_loop()
         fresh = False
         while True:
             if self._free > 0 and not self._waiting:
                 self._free -= 1
             else:
                 await self._turn()
-            connection = None if fresh else self._kept(loop.time())
+            connection = self._kept() if self._idle and not fresh else None
             kept = connection is not None
             if connection is None:
                 connection = await self._open()
-            reply = ClientReply(self, connection, loop.time)
+            reply = ClientReply(self, connection, loop)
             self._busy.add(reply)
             if self._watch is None:
                 self._watch = loop.call_later(self._least_s, self._check_time)
             connection.start(data, reply)
             try:
-                while not reply.status and not reply.done:
+                while not (reply.status or reply.done):
                     await reply.news()
             except BaseException:
                 reply.close()
                 raise
-            error = reply.failure()
-            if error is None:
+            if reply.status:
                 return reply
+            error = reply.error
+            assert error is not None  # noqa: S101 - it is done without a head
             if fresh or not kept or connection.answered or not isinstance(error, UpstreamBroken):
                 raise error
             fresh = True
+
+    def _enter_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop this client lives in: the one of its first request."""
+        self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _line(self, method: str, target: str) -> bytes:
+        """A request line, kept for the next request."""
+        line = encode_request_line(method, self._prefix + target, self.authority)
+        if len(self._lines) >= _LINES:
+            self._lines.clear()
+        if len(target) <= _LINE_BYTES:
+            self._lines[method, target] = line
+        return line
 
     async def warm(self, connections: int) -> None:
         """Open connections ahead of the first requests, up to as many as this. Raises as `request` does."""
@@ -321,6 +350,8 @@ class HttpClient:
         idle = self._idle
         while idle and (idle[0][1].closed or now_s - idle[0][0] >= self.limits.idle_s):
             idle.popleft()[1].abort()
+        if idle:
+            next_s = min(next_s, idle[0][0] + self.limits.idle_s)
         self._watch = loop.call_at(next_s, self._check_time) if self._busy or idle else None
 
     # --- connections -------------------------------------------------------------------------------------------------
@@ -347,17 +378,12 @@ class HttpClient:
                 self._free -= 1
                 turn.set_result(None)
 
-    def _kept(self, now_s: float) -> Connection | None:
+    def _kept(self) -> Connection | None:
         """The most recently used connection that is still open, if any."""
-        oldest_s = now_s - self.limits.idle_s
         while self._idle:
-            since_s, connection = self._idle.pop()
-            if connection.closed:
-                continue
-            if since_s < oldest_s:
-                connection.abort()
-                continue
-            return connection
+            connection = self._idle.pop()[1]
+            if not connection.closed:
+                return connection
         return None
 
     async def _open(self) -> Connection:

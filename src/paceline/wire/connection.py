@@ -16,7 +16,11 @@ _WITH_BODY = ("POST", "PUT", "PATCH")  # methods that say how long their body is
 
 
 class Exchange(Protocol):
-    """Who hears of one request's answer. Called from the event loop; `on_done` exactly once, last."""
+    """Who hears of one request's answer. Called from the event loop; `on_done` exactly once, last.
+
+    One that also has `on_whole(status, headers, pieces, reusable)` hears of an answer that came in one piece by that
+    alone.
+    """
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Status and headers (lower-case names) have arrived."""
@@ -49,20 +53,33 @@ def _encode_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return lines
 
 
-def encode_request(
-    method: str, target: str, host: str, headers: Sequence[tuple[bytes, bytes]], body: bytes = b""
-) -> bytes:
-    """The bytes of one request. `host` and content-length are added; `headers` must have neither.
-
-    Raises ValueError when a part holds a line break (it would be a second header or request), or the target a space.
-    """
-    lines = headers.lines if isinstance(headers, EncodedHeaders) else _encode_lines(headers)
+def encode_request_line(method: str, target: str, host: str) -> bytes:
+    """Request line and host header. ValueError when a part holds a line break, or method or target a space."""
     line = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")
     if line.count(b"\n") != 2 or line.count(b"\r") != 2 or line.count(b" ") != 3:
         msg = f"a request line holds a space or a line break: {line[:200]!r}"
         raise ValueError(msg)
+    return line
+
+
+def encode_request(
+    method: str,
+    target: str,
+    host: str,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes = b"",
+    *,
+    line: bytes | None = None,
+) -> bytes:
+    """The bytes of one request. `host` and content-length are added; `headers` must have neither.
+
+    `line` is what `encode_request_line` gave for these three. Raises ValueError when a part holds a line break (it
+    would be a second header or request), or the target a space.
+    """
+    line = line or encode_request_line(method, target, host)
+    lines = headers.lines if isinstance(headers, EncodedHeaders) else _encode_lines(headers)
     if body or method in _WITH_BODY:
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (line, lines, len(body), body)
+        return b"".join((line, lines, b"content-length: %d\r\n\r\n" % len(body), body))
     return line + lines + b"\r\n"
 
 
@@ -88,16 +105,21 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_no_body",
         "_parser",
+        "_pieces",
         "_received_bytes",
+        "_reported",
+        "_status",
         "_transport",
-        "_until_close",
         "answered",
         "closed",
+        "on_body",
     )
 
     def __init__(self) -> None:
         self._exchange: Exchange | None = None
         self._in_head = False  # the head of an answer is awaited or being received
+        self._pieces: list[bytes] = []  # of the body, parsed and not reported yet
+        self.on_body = self._pieces.append  # the parser's callback for a part of the body, framing removed
         self._parser = httptools.HttpResponseParser(self)
         self.closed = False
         self.answered = False  # a byte of the current exchange's answer has come
@@ -116,8 +138,7 @@ class Connection(asyncio.Protocol):
             msg = "this connection is busy with another exchange"
             raise RuntimeError(msg)
         self._exchange = exchange
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._complete = self._until_close = self._keep_alive = False
+        self._complete = self._keep_alive = self._reported = False
         self._no_body = data.startswith(b"HEAD ")
         self._in_head = True
         self._received_bytes = self._body_bytes = 0
@@ -162,21 +183,21 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(f"the answer is not valid HTTP: {error.__context__ or error}")
         else:
-            if self._complete:
-                self._finish(None)
-                return
-            # What the parser swallows without a word is bounded here: endless headers, chunk extensions, trailers.
-            self._received_bytes += len(data)
-            if self._in_head:
-                if self._received_bytes > _HEAD_BYTES:
-                    self._fail("the answer's head is too large")
-            elif self._received_bytes > _HEAD_BYTES + _FRAMING_RATIO * self._body_bytes:
-                self._fail("the answer is mostly chunk extensions or trailers")
+            if self._complete and not self._reported:
+                self._report_whole()
+            elif not self._in_head:
+                self._report()
+                if self._complete:
+                    self._finish(None)
+                else:
+                    self._count(data)
+            else:
+                self._count(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop: the end of a body without a length, else the end of the exchange."""
         self.closed = True
-        if self._exchange is not None and self._until_close and exc is None:
+        if self._exchange is not None and exc is None and not self._in_head and not _is_framed(self._headers):
             self._finish(None)
         elif self._exchange is not None:
             reason = f": {exc}" if exc else ""
@@ -187,7 +208,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             msg = "more was sent than one answer"
             raise ConnectionError(msg)
-        self._headers = []
+        self._headers: list[tuple[bytes, bytes]] = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One whole header. Trailers are dropped: the head has been handed out."""
@@ -200,41 +221,73 @@ class Connection(asyncio.Protocol):
         if status < 200:  # 100 Continue, 103 Early Hints: the real head follows
             return
         self._in_head = False
-        self._until_close = status not in (204, 304) and not _is_framed(self._headers)
-        assert self._exchange is not None  # noqa: S101 - data_received drops bytes nobody asked for
-        self._exchange.on_head(status, self._headers)
+        self._status = status
         if self._no_body:  # the parser cannot be told, and would wait for one
             self._complete = True
-            self._keep_alive = self._until_close = False
-
-    def on_body(self, body: bytes) -> None:
-        """Part of the body, chunk framing removed."""
-        self._body_bytes += len(body)
-        if self._exchange is not None:
-            self._exchange.on_body(body)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """The answer is whole. Reported after the parser returns: surplus bytes must spoil the connection first."""
         if not self._in_head:
-            # Reported after the parser returns: surplus bytes in the same packet must spoil the connection first.
             self._complete = True
-            self._keep_alive = self._parser.should_keep_alive()
+            self._keep_alive = self._parser.should_keep_alive()  # unknown once the parser has gone on
+
+    # --- reporting -----------------------------------------------------------------------------------------------
+
+    def _report_whole(self) -> None:
+        """Report an answer that came in one piece, in one call where the exchange wants it so."""
+        exchange = self._exchange
+        on_whole = getattr(exchange, "on_whole", None)
+        if on_whole is None or exchange is None:
+            self._report()
+            self._finish(None)
+            return
+        self._exchange = None
+        body = self._pieces.copy()
+        self._pieces.clear()
+        on_whole(self._status, self._headers, body, self._settle())
+
+    def _report(self) -> None:
+        """Report what has been parsed. The exchange may abort in between."""
+        if not self._reported and self._exchange is not None:
+            self._reported = True
+            self._exchange.on_head(self._status, self._headers)
+        for piece in self._pieces:
+            self._body_bytes += len(piece)
+            if self._exchange is not None:
+                self._exchange.on_body(piece)
+        self._pieces.clear()
+
+    def _settle(self) -> bool:
+        """After a complete answer: close the connection if it must not be used again. True: it can be."""
+        if self.closed:
+            return False
+        if not self._keep_alive:
+            self.closed = True
+            self._transport.close()
+            return False
+        return True
+
+    def _count(self, data: bytes) -> None:
+        """Bound what the parser swallows without a word: endless headers, chunk extensions, trailers."""
+        self._received_bytes += len(data)
+        if self._in_head:
+            if self._received_bytes > _HEAD_BYTES:
+                self._fail("the answer's head is too large")
+        elif self._received_bytes > _HEAD_BYTES + _FRAMING_RATIO * self._body_bytes:
+            self._fail("the answer is mostly chunk extensions or trailers")
 
     def _fail(self, message: str) -> None:
         """Break the connection off; an answer that was complete before the trouble still counts."""
         self.closed = True
         self._transport.abort()
+        if not self._in_head:
+            self._report()
         self._finish(None if self._complete else ConnectionError(message))
 
     def _finish(self, error: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is None:
-            return
-        reusable = error is None and not self.closed and not self._until_close and self._keep_alive
-        if error is None and not reusable and not self.closed:
-            self.closed = True
-            self._transport.close()
-        exchange.on_done(error, reusable)
+        if exchange is not None:
+            exchange.on_done(error, error is None and self._settle())
 
 
 def _is_framed(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_KEPT, _LAST = b"\r\n", b"connection: close\r\n\r\n"
 _WITHOUT_BODY = (204, 304)
 
 
@@ -31,19 +32,9 @@ def encode_head(
     keep_alive: bool = True,
 ) -> bytes:
     """Status line to empty line. ValueError when a header holds a line break: it would be a second header or answer."""
-    parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    parts += [name + b": " + value + b"\r\n" for name, value in headers]
-    if length is not None:
-        parts.append(b"content-length: %d\r\n" % length)
-    elif chunked:
-        parts.append(b"transfer-encoding: chunked\r\n")
-    if not keep_alive:
-        parts.append(b"connection: close\r\n")
-    head = b"".join(parts)
-    if head.count(b"\n") != len(parts) or head.count(b"\r") != len(parts):
-        msg = f"a header of the answer holds a line break: {head[:200]!r}"
-        raise ValueError(msg)
-    return head + b"\r\n"
+    if chunked:
+        return _encode(status, headers, b"transfer-encoding: chunked\r\n", b"", keep_alive)
+    return _encode(status, headers, b"content-length: %d\r\n" % length if length is not None else b"", b"", keep_alive)
 
 
 def encode_whole(
@@ -53,12 +44,27 @@ def encode_whole(
     *,
     chunks: bool = True,
     keep_alive: bool = True,
-) -> tuple[bytes, bytes]:
-    """Head and body of an answer that is all here. A list is sent as chunks where the client knows them (`chunks`)."""
-    length = None
-    chunked = chunks and isinstance(body, list)
+    with_body: bool = True,
+) -> bytes:
+    """An answer that is all here. A list is sent as chunks where the client knows them (`chunks`)."""
+    framing = b""
     if isinstance(body, list):
-        body = b"".join([*map(chunk, filter(None, body)), LAST_CHUNK] if chunked else body)
-    if not chunked and status not in _WITHOUT_BODY and not has_header(headers, b"content-length"):
-        length = len(body)
-    return encode_head(status, headers, length=length, chunked=chunked, keep_alive=keep_alive), body
+        if chunks:
+            framing = b"transfer-encoding: chunked\r\n"
+            body = b"".join([*map(chunk, filter(None, body)), LAST_CHUNK])
+        else:
+            body = b"".join(body)
+    if not framing and status not in _WITHOUT_BODY and not has_header(headers, b"content-length"):
+        framing = b"content-length: %d\r\n" % len(body)
+    return _encode(status, headers, framing, body if with_body else b"", keep_alive)
+
+
+def _encode(
+    status: int, headers: Sequence[tuple[bytes, bytes]], framing: bytes, body: bytes, keep_alive: bool
+) -> bytes:
+    lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        msg = f"a header of the answer holds a line break: {lines[:200]!r}"
+        raise ValueError(msg)
+    start = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"".join((start, lines, framing, _KEPT if keep_alive else _LAST, body))

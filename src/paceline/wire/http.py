@@ -59,8 +59,8 @@ class Reply(msgspec.Struct, frozen=True):
         other fields say, which are used for clients of HTTP/1.0, for HEAD and for the last answer of a connection.
         """
         assert isinstance(self.body, (bytes, list))  # noqa: S101 - an iterator can be sent only once
-        head, body = encode_whole(self.status, self.headers, self.body)
-        return Reply(self.status, self.headers, self.body, head + body)
+        wire = encode_whole(self.status, self.headers, self.body)
+        return Reply(self.status, self.headers, self.body, wire)
 
 
 Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]

@@ -46,25 +46,26 @@ class KnownHead:
     parser accepted, around one to ten digits where it accepted digits, are what it would accept again.
     """
 
-    __slots__ = ("_after", "_before", "_length", "_max_bytes", "_request")
+    __slots__ = ("_after", "_after_bytes", "_before", "_length", "_max_bytes", "_request", "_start")
 
     def __init__(self, request: HttpRequest, before: bytes, length: bytes, after: bytes, max_bytes: int) -> None:
         self._request = request
         self._before = before  # up to the digits
         self._length = length
-        self._after = after
+        self._after = after  # from the line break behind them
+        self._start, self._after_bytes = len(before), len(after)
         self._max_bytes = max_bytes
 
     def request(self, data: bytes) -> HttpRequest | None:
         """The request in `data` when that is this head and its whole body, and nothing else."""
         if not data.startswith(self._before):
             return None
-        start = len(self._before)
+        start = self._start
         end = data.find(b"\r", start, start + 11)
-        if end <= start or not data.startswith(self._after, end):
+        if not data.startswith(self._after, end):  # also when there is no end
             return None
         length = data[start:end]
-        body = data[end + len(self._after) :]
+        body = data[end + self._after_bytes :]
         if not length.isdigit() or len(body) != int(length) or len(body) > self._max_bytes:
             return None
         was = self._request

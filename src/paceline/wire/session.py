@@ -251,20 +251,33 @@ class Session(asyncio.Protocol):
 
     def _write_whole(self, reply: Reply, request: HttpRequest | None) -> None:
         """Send a reply that is all here; `request` is None for a refusal, after which the connection ends."""
-        keep_alive = request is not None and request.keep_alive and not self._service.closing
-        chunks = request is None or request.chunks
-        is_head = request is not None and request.method == "HEAD"
-        if reply.wire is not None and keep_alive and chunks and not is_head:
+        body = reply.body
+        assert isinstance(body, _AT_ONCE)  # noqa: S101 - the caller looked; narrows the type
+        if request is None:
+            self._transport.write(encode_whole(reply.status, reply.headers, body, keep_alive=False))
+            return
+        keep_alive = request.keep_alive and not self._service.closing
+        usual = keep_alive and request.chunks and request.method != "HEAD"
+        if usual and reply.wire is not None:
             self._transport.write(reply.wire)
             return
-        assert isinstance(reply.body, _AT_ONCE)  # noqa: S101 - the caller looked; narrows the type
         try:
-            head, body = encode_whole(reply.status, reply.headers, reply.body, chunks=chunks, keep_alive=keep_alive)
+            if usual:
+                data = encode_whole(reply.status, reply.headers, body)
+            else:
+                data = encode_whole(
+                    reply.status,
+                    reply.headers,
+                    body,
+                    chunks=request.chunks,
+                    keep_alive=keep_alive,
+                    with_body=request.method != "HEAD",
+                )
         except ValueError:
             log.exception("a reply cannot be sent")
             self._write_whole(_FAILED, request)
-            return
-        self._transport.write(head if is_head else head + body)
+        else:
+            self._transport.write(data)
 
     async def _write_stream(self, reply: Reply, body: AsyncIterator[bytes], request: HttpRequest) -> bool:
         """Send the body as it comes. False: it ended early, so the connection must be cut."""

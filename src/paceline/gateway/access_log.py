@@ -125,6 +125,7 @@ class AccessLog:
             self._wake.wait(WRITE_S)
             self._write_waiting()
         self._write_waiting()
+        os.close(self._fd)
 
     def _write_waiting(self) -> None:
         while self._waiting:

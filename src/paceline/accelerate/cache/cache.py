@@ -3,11 +3,12 @@
 import asyncio
 import inspect
 import logging
+import os
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from .computing import Flight, computing
 from .decorate import Cached
@@ -15,7 +16,7 @@ from .envelope import MOST_TAGS
 from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, storage_key, tag_id
 from .lease import Lease
 from .levels import Found, Levels, Question, pattern_key
-from .memory import Entry
+from .memory import Entry, MemoryLevel
 from .policy import MEMORY, CachePolicy
 from .recurrence import Advice
 from .selection import Selection
@@ -59,22 +60,49 @@ class Cache:
         self._has_far = bool(levels.far)
         self._flights: dict[bytes, Flight] = {}
         self._leases: dict[bytes, Lease] = {}
+        self._pid = os.getpid()
         self._memo: dict[object, tuple[bytes, Group]] = {}
         self._computed = self._joined = self._waited = self._refreshed = self._failed = 0
 
     # -- the library's door -----------------------------------------------------------------------------------------
 
+    @overload
     async def get_or_compute(
         self,
         key: Key,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Awaitable[T]],
         *,
         ttl_s: float | None = None,
         tags: Collection[str] = (),
         tenant: str | bytes | None = None,
         as_type: Any = None,
         copy: bool = False,
-    ) -> T:
+    ) -> T: ...
+
+    @overload
+    async def get_or_compute(
+        self,
+        key: Key,
+        fn: Callable[[], T],
+        *,
+        ttl_s: float | None = None,
+        tags: Collection[str] = (),
+        tenant: str | bytes | None = None,
+        as_type: Any = None,
+        copy: bool = False,
+    ) -> T: ...
+
+    async def get_or_compute(
+        self,
+        key: Key,
+        fn: Callable[[], Any],
+        *,
+        ttl_s: float | None = None,
+        tags: Collection[str] = (),
+        tenant: str | bytes | None = None,
+        as_type: Any = None,
+        copy: bool = False,
+    ) -> Any:
         """The answer stored under a key, else what `fn` gives, which is stored.
 
         Equal keys asked at once are computed once, across processes where host or fleet are on. When a caller is
@@ -107,7 +135,7 @@ class Cache:
                 entry.hits += 1
                 entry.asked_s = now_s
                 self._entries.move_to_end(entry.key)
-                return entry.value if not copy else copy_of(entry.value, as_type)  # type: ignore[no-any-return]
+                return entry.value if not copy else copy_of(entry.value, as_type)
         question = self._question(name, key, tenant, tags)
         found = self._levels.look_near(question, as_type)
         if found is None and self._has_far:
@@ -118,7 +146,7 @@ class Cache:
             value = found.value
             if found.wants_refresh:
                 self._refresh(question, fn, ttl_s, tags, as_type, copy, found.age_s)
-        return copy_of(value, as_type) if copy else value  # type: ignore[no-any-return]
+        return copy_of(value, as_type) if copy else value
 
     def cached(
         self,
@@ -236,7 +264,7 @@ class Cache:
 
         None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
         """
-        if key in self._leases:
+        if self._is_leased_here(key):
             return None
         levels = self._levels
         if levels.counter[0] != levels.heard:
@@ -308,6 +336,16 @@ class Cache:
             ages=levels.ages.summary(),
             recurrence=levels.recurrence.advise(),
         )
+
+    @property
+    def memory(self) -> MemoryLevel | None:
+        """This process's own level; None: it is off."""
+        return self._levels.memory
+
+    async def measure(self) -> None:
+        """Ask Redis for the size of the fleet level; otherwise `statistics` says what the last write saw."""
+        if self._levels.fleet is not None:
+            await self._levels.fleet.sizes()
 
     async def flush(self) -> None:
         """Wait until the host level has written what was put."""
@@ -481,9 +519,15 @@ class Cache:
         if self._leases.get(lease.key) is lease:
             del self._leases[lease.key]
 
+    def _is_leased_here(self, key: bytes) -> bool:
+        if self._pid != os.getpid():  # a fork: the leases are the parent's
+            self._pid = os.getpid()
+            self._leases.clear()
+        return key in self._leases
+
     async def _is_leased(self, key: bytes) -> bool:
         levels = self._levels
-        if key in self._leases or (levels.host is not None and levels.host.is_leased(key)):
+        if self._is_leased_here(key) or (levels.host is not None and levels.host.is_leased(key)):
             return True
         return levels.fleet is not None and await levels.fleet.is_leased(key)
 

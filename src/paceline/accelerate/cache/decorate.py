@@ -16,6 +16,8 @@ T = TypeVar("T")
 class Cached(Generic[T]):
     """What `cache.cached(...)` makes of a function: call it as before; `key_of` and `forget` know its keys."""
 
+    __name__: str
+
     def __init__(
         self,
         cache: "Cache",

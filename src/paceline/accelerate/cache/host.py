@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -10,74 +9,17 @@ from typing import Any
 import msgspec
 
 from .envelope import Opened, Sealer
-from .host_leases import HostLeases
-from .host_store import END_BYTES, HostStore, load_lmdb
-from .host_writer import HostWriter
+from .host_shared import SharedStore, close_store, open_store
+from .host_store import END_BYTES, load_lmdb
 from .policy import HostPolicy
 from .selection import Selection
 from .statistics import LevelCounts, LevelStatistics
 
 NEVER = memoryview(bytes(8)).cast("Q")  # the counter of a level that is off: nothing ever happens
+_CLOSED = "closed"
 _LARGEST_SHARE = 8  # a value larger than that part of the level is not stored
 _WRITE_TIMEOUT_S = 5.0
 _FAILURES_IN_A_ROW = 5
-
-
-class _Shared:
-    """A folder opened in this process: LMDB forbids opening one twice."""
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.users = 0
-        self.folder = folder
-        self.store = HostStore(folder, max_bytes)
-        self.writer = HostWriter(self.store)
-        self.leases = HostLeases(folder)
-
-
-_opened: dict[Path, _Shared] = {}
-_inherited: list[object] = []  # a parent's environments: closing them here would free the parent's places
-_generation = 0  # counts forks
-
-
-def _after_fork() -> None:
-    global _generation
-    _generation += 1
-    for shared in _opened.values():
-        _inherited.append((shared, shared.store.abandon()))
-        with contextlib.suppress(OSError):
-            shared.leases.close()  # record locks are the parent's: closing our copy frees none
-    _opened.clear()
-
-
-def _open(folder: Path, max_bytes: int) -> _Shared:
-    if not _generation and not _opened:
-        _watch_forks()
-    shared = _opened.get(folder)
-    if shared is None:
-        shared = _opened[folder] = _Shared(folder, max_bytes)
-    shared.users += 1
-    return shared
-
-
-_watches_forks = False
-
-
-def _watch_forks() -> None:
-    global _watches_forks
-    if not _watches_forks:
-        os.register_at_fork(after_in_child=_after_fork)
-        _watches_forks = True
-
-
-def _release(shared: _Shared) -> None:
-    shared.users -= 1
-    if shared.users:
-        return
-    if _opened.get(shared.folder) is shared:
-        del _opened[shared.folder]
-    if shared.writer.close():
-        shared.leases.close()
-        shared.store.close()
 
 
 class HostLevel:
@@ -93,30 +35,36 @@ class HostLevel:
         self.counts = LevelCounts()
         self.off: str | None = None
         self._sealer = sealer
-        self._failed = 0
-        self._shared: _Shared | None = None
+        self._failed = self._hits_at_failure = 0
+        self._opened: SharedStore | None = None
+        self._shared: SharedStore | None = None  # the same while it is usable
         self._open()
 
     def _open(self) -> None:
-        self._opened_in = _generation
         try:
             folder = Path(self.policy.path).expanduser().absolute()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._shared = _open(folder.resolve(), self.policy.max_bytes)
+            self._opened = self._shared = open_store(folder.resolve(), self.policy.max_bytes, self)
         except (self.lmdb.Error, OSError, ValueError) as error:
             self.turn_off(f"cannot use {self.policy.path}: {error}")
 
     def turn_off(self, reason: str) -> None:
         """Use it no more in this process."""
         self.off = reason
+        self._shared = None
         self.counts.errors += 1
 
+    def forked(self, reason: str | None) -> None:
+        """This is a child of the process that opened it."""
+        self._opened = self._shared = None
+        if self.off != _CLOSED:
+            self.off = reason
+
     @property
-    def _ready(self) -> _Shared | None:
-        if self._opened_in != _generation:  # this is a child of the process that opened it
-            self._shared, self.off = None, None
+    def _ready(self) -> SharedStore | None:
+        if self._shared is None and self.off is None:
             self._open()
-        return self._shared if self.off is None else None
+        return self._shared
 
     @property
     def counter(self) -> memoryview:
@@ -126,10 +74,9 @@ class HostLevel:
 
     def get(self, key: bytes, as_type: Any = None) -> Opened | None:
         """What is stored under a key, fresh or not. About 4 us for 1 kB."""
-        if (self._opened_in != _generation or self.off is not None) and self._ready is None:
-            return None
         shared = self._shared
-        assert shared is not None  # noqa: S101
+        if shared is None and (shared := self._ready) is None:
+            return None
         pending = shared.writer.pending.get(key) if shared.writer.pending else None
         if pending is not None:
             data, offset = pending[1], 0
@@ -265,22 +212,24 @@ class HostLevel:
     def summary(self, name: str, state: str, entries: int | None, size: int | None, evicted: int) -> LevelStatistics:
         """As a record; with the writes that were given up, of all caches of this process over this folder."""
         row = self.counts.summary(name, state, entries, size, evicted)
-        writer = self._shared.writer if self._shared is not None else None
+        writer = self._opened.writer if self._opened is not None else None
         return row if writer is None else msgspec.structs.replace(row, errors=row.errors + writer.errors)
 
     def close(self) -> None:
-        """Write what waits and leave the folder."""
-        if self._opened_in == _generation and self._shared is not None:
-            _release(self._shared)
-        self._shared, self.off = None, "closed"
+        """Write what waits and leave the folder. Blocks up to 5 s."""
+        opened, self._opened, self._shared, self.off = self._opened, None, None, _CLOSED
+        if opened is not None:
+            close_store(opened)
 
     def _broke(self, error: Exception) -> None:
-        self.counts.errors += 1
-        self._failed += 1
-        if isinstance(error, self.lmdb.ReadersFullError) and self._shared is not None:
+        self._failed = self._failed + 1 if self.counts.hits == self._hits_at_failure else 1
+        self._hits_at_failure = self.counts.hits
+        if isinstance(error, self.lmdb.ReadersFullError) and self._shared is not None and self._failed == 1:
             with contextlib.suppress(self.lmdb.Error):
                 self._shared.store.env.reader_check()
         elif self._failed >= _FAILURES_IN_A_ROW or isinstance(
             error, self.lmdb.CorruptedError | self.lmdb.PanicError | self.lmdb.InvalidError
         ):
-            self.off = f"it fails: {error}"
+            self.turn_off(f"it fails: {error}")
+            return
+        self.counts.errors += 1

@@ -123,7 +123,8 @@ class HostStore:
             self._order = self.env.open_db(b"order")
             self._tags = self.env.open_db(b"tags", dupsort=True, dupfixed=True)
             self._log = self.env.open_db(b"log")
-            self._open_counter()
+            if not hasattr(self, "counter"):
+                self._open_counter()
         except BaseException:
             self.env.close()
             raise
@@ -148,10 +149,17 @@ class HostStore:
         self._mapped.close()
         os.close(self._guard)
 
-    def abandon(self) -> object:
-        """In a forked child: let go of what is the parent's without touching it. Keep the returned object alive."""
-        os.close(self._guard)  # our copy; the parent's lock stays with the parent's
-        return self.env
+    def suspend(self) -> None:
+        """Close the environment for the length of a fork. No transaction may be open."""
+        self.env.close()
+
+    def resume(self) -> None:
+        """Open it again. OSError, lmdb.Error: it cannot be."""
+        self._open_environment()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: close our copies of what is the parent's."""
+        os.close(self._guard)  # the parent's lock stays with the parent's copy
 
     def get(self, key: bytes) -> bytes | None:
         """End of life and envelope. lmdb.Error: it cannot be read."""

@@ -40,6 +40,7 @@ class HostWriter:
         self._queue: deque[_Put | _Do] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._busy = threading.Lock()  # held while something is written
         self._thread: threading.Thread | None = None
         self._pending_bytes = 0
         self.pending: dict[bytes, tuple[int, bytes]] = {}  # end of life in ms, envelope
@@ -67,6 +68,14 @@ class HostWriter:
         job = _Do(action)
         self._tell(job, 0)
         return job.done
+
+    def pause(self, timeout_s: float) -> bool:
+        """Wait until nothing is being written and write nothing more before `go_on`. False: a write takes longer."""
+        return self._busy.acquire(timeout=timeout_s)
+
+    def go_on(self) -> None:
+        """Write again."""
+        self._busy.release()
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Write what waits and end the thread. False: it did not end in time."""
@@ -102,10 +111,11 @@ class HostWriter:
                 while isinstance(jobs[-1], _Put) and self._queue and len(jobs) < _BATCH:
                     jobs.append(self._queue.popleft())
             puts = [job for job in jobs if isinstance(job, _Put)]
-            if puts:
-                self._write(puts)
-            if isinstance(jobs[-1], _Do):
-                self._act(jobs[-1])
+            with self._busy:
+                if puts:
+                    self._write(puts)
+                if isinstance(jobs[-1], _Do):
+                    self._act(jobs[-1])
 
     def _act(self, job: _Do) -> None:
         try:

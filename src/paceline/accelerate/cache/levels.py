@@ -66,6 +66,7 @@ class Levels:
             self.fleet = FleetLevel(policy.fleet, sealer, self._hear_fleet, epoch)
         at = order.index(FLEET) if FLEET in order else len(order)
         self.near, self.far = order[:at], order[at:]
+        self._near_looks = [self._look_in_memory if name == MEMORY else self._look_on_host for name in self.near]
         self._order = order
         self._sealer = sealer
         self._ttl_s = {MEMORY: policy.memory.ttl_s, HOST: policy.host.ttl_s, FLEET: policy.fleet.ttl_s}
@@ -93,8 +94,8 @@ class Levels:
         if self.counter[0] != self.heard:
             self.hear()
         now_s = self.now_s()
-        for level in self.near:
-            found = self._look_in(level, question, now_s, as_type)
+        for look in self._near_looks:
+            found = look(question, now_s, as_type)
             if found is not None:
                 return found
         if not self.far:
@@ -107,7 +108,8 @@ class Levels:
             if level == FLEET:
                 found = await self._look_in_fleet(question, as_type)
             else:
-                found = self._look_in(level, question, self.now_s(), as_type)
+                look = self._look_in_memory if level == MEMORY else self._look_on_host
+                found = look(question, self.now_s(), as_type)
             if found is not None:
                 return found
         self._missed(question, self.now_s())
@@ -136,12 +138,7 @@ class Levels:
                 return Found(value=opened.value, level=level, age_s=now_s - opened.created_s)
         return None
 
-    def _look_in(self, level: str, question: Question, now_s: float, as_type: Any) -> Found | None:
-        return (
-            self._look_in_memory(question, now_s) if level == MEMORY else self._look_on_host(question, now_s, as_type)
-        )
-
-    def _look_in_memory(self, question: Question, now_s: float) -> Found | None:
+    def _look_in_memory(self, question: Question, now_s: float, _: Any = None) -> Found | None:
         assert self.memory is not None  # noqa: S101
         started_s = time.perf_counter()
         entry = self.memory.entries.get(question.key)
@@ -170,7 +167,11 @@ class Levels:
         entry.asked_s = now_s
         self.counts.hits += 1
         age_s = now_s - entry.created_s
-        next_s = self._hit(question.key, entry.groups, now_s, age_s, verdict == STALE)
+        self.stale += verdict == STALE
+        self.ages.add(age_s)
+        for group in entry.groups:
+            group.hits += 1
+        next_s = self.recurrence.asked(question.key, now_s)
         older_s = entry.created_s + (1 << age_bucket(age_s))
         entry.quiet_s = min(self._freshness.quiet_until_s(entry.expires_s, entry.compute_s), older_s, next_s)
         self.counts.latency.record(time.perf_counter() - started_s)
@@ -228,7 +229,10 @@ class Levels:
             for group in question.groups:
                 group.expired += 1
             return None
-        self._hit(question.key, question.groups, now_s, age_s, verdict == STALE)
+        self.ages.counts[0 if age_s < 1.0 else age_bucket(age_s)] += 1  # Ages.add, without the call
+        self.recurrence.asked(question.key, now_s)
+        for group in question.groups:
+            group.hits += 1
         if verdict == FRESH:
             return Found(opened.value, level, age_s)
         return Found(opened.value, level, age_s, verdict == STALE, self._claim(question.key, now_s, opened.compute_s))
@@ -244,13 +248,6 @@ class Levels:
             self._claims.clear()
         self._claims[key] = now_s + refresh_takes_s(compute_s)
         return True
-
-    def _hit(self, key: bytes, groups: tuple[Group, ...], now_s: float, age_s: float, is_stale: bool) -> float:
-        self.ages.add(age_s)
-        self.stale += is_stale
-        for group in groups:
-            group.hits += 1
-        return self.recurrence.asked(key, now_s)
 
     def _missed(self, question: Question, now_s: float) -> None:
         self.misses += 1

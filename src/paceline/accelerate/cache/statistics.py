@@ -137,20 +137,20 @@ class Ages:
     """How old answers were when they were given, by powers of two of a second."""
 
     def __init__(self) -> None:
-        self._counts = [0] * _AGES
+        self.counts = [0] * _AGES
 
     def add(self, age_s: float, hits: int = 1) -> None:
         """Count hits of one age."""
-        self._counts[0 if age_s < 1.0 else age_bucket(age_s)] += hits
+        self.counts[0 if age_s < 1.0 else age_bucket(age_s)] += hits
 
     def summary(self) -> list[tuple[float, int]]:
         """(below so many seconds, hits) of the ages that occurred."""
-        return [(float(1 << i), hits) for i, hits in enumerate(self._counts) if hits]
+        return [(float(1 << i), hits) for i, hits in enumerate(self.counts) if hits]
 
     @property
     def total(self) -> int:
         """All hits."""
-        return sum(self._counts)
+        return sum(self.counts)
 
 
 def age_bucket(age_s: float) -> int:

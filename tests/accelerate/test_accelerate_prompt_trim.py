@@ -252,6 +252,12 @@ def test_a_repeated_paragraph_stays_in_the_newest_message() -> None:
     assert result.what == {"repeats": estimate_tokens(f"{rules}\n\nq1") - estimate_tokens("q1")}
 
 
+def test_the_users_last_message_loses_nothing_that_a_later_system_message_repeats() -> None:
+    same = FACT.format(1) * 2
+    call = chat(("user", f"{same}\n\nq"), ("system", f"{same}\n\nBe kind."))
+    assert contents(openai(call, drop_repeats=True, system_text=True)) == [f"{same}\n\nq", "Be kind."]
+
+
 def test_of_equal_chunks_in_one_message_the_first_stays() -> None:
     same, other = FACT.format(1) + " Really.", FACT.format(2) + " Really."
     text = f"[1] {same}\n[2] {other}\n[3] {same}\n\n{QUESTION}"
@@ -477,6 +483,7 @@ def _images(messages: list[dict[str, Any]]) -> Iterator[Any]:
             yield from (part for part in message["content"] if part["type"] == "image_url")
 
 
-def _said(content: object) -> set[str]:
+def _said(content: str | list[dict[str, Any]]) -> set[str]:
     """Words of a content."""
-    return set(re.findall(r"\w+", str(content)))
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return {word for text in texts for word in re.findall(r"\w+", text)}

@@ -58,7 +58,7 @@ class Pieces:
         self._bodies: dict[str, list[tuple[Piece, str]]] = {}
 
     def chunks(self, text: str) -> list[list[Piece]]:
-        """Lists of chunks, two or more each; what stands in a chunk of one form is none of a later form."""
+        """Lists of chunks, two or more each, by the first form that finds any; none in a JSON text."""
         found = self._chunks.get(text)
         if found is None:
             found = self._chunks[text] = [] if is_json(text) else self._find(text)
@@ -77,16 +77,14 @@ class Pieces:
         return found
 
     def _find(self, text: str) -> list[list[Piece]]:
+        if "\n" not in text and "</" not in text:
+            return []
         framed = "\n" + text
-        found: list[list[Piece]] = []
-        taken: list[Piece] = []  # a chunk alone is not counted, but what stands in it is no chunk either
         for find in self._finders:
-            for group in find(framed):
-                free = [piece for piece in group if not _overlap(piece, taken)] if taken else group
-                taken += free
-                if len(free) >= 2:
-                    found.append([Piece(c.start - 1, c.end - 1, c.body - 1) for c in free])
-        return found
+            found = find(framed)
+            if found:
+                return [[Piece(a - 1, b - 1, c - 1) for a, b, c in group] for group in found if len(group) >= 2]
+        return []
 
 
 def _overlap(piece: Piece, others: Sequence[Piece]) -> bool:
@@ -169,8 +167,9 @@ def _tagged(text: str) -> list[list[Piece]]:
 
 def _marked(mark: re.Pattern[str], numbered: bool, text: str) -> list[list[Piece]]:
     """Chunks that begin with a mark. A number not above the one before begins another list."""
-    closed = fences(text[1:])
-    marks = [m for m in mark.finditer(text) if not any(a <= m.start() < b for a, b in closed)]
+    marks = list(mark.finditer(text))
+    if marks and (closed := fences(text[1:])):
+        marks = [m for m in marks if not any(a < m.start() < b for a, b in closed)]
     groups: list[list[re.Match[str]]] = []
     last = -1
     for match in marks:

@@ -14,7 +14,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 class Trimming(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to take out of one prompt. `chunk_forms` say how retrieved chunks look, in a message that holds several:
+    """What to take out of one prompt. `chunk_forms` say how retrieved chunks look; the first in a message counts:
 
     tag       <doc>...</doc>, also document, chunk, passage, source, excerpt, snippet, article, result, search_result
     bracket   lines that begin with [1], [2], ...

@@ -17,7 +17,7 @@ def without_blanks(text: str) -> str:
 
     Double blanks stay where they may be columns or data: several in a line that do not follow a sentence, lines with
     quotes, backticks, pipes, tabs or backslashes. So does indentation. Applying it twice changes nothing more. About
-    1 us for 4 KB without such blanks, 15 us with.
+    1 us for 4 KB without such blanks, 30 us with.
     """
     if not (" \n" in text or "\n\n\n" in text or "  " in text or "\r\n" in text or "\t\n" in text) or is_json(text):
         return text

@@ -31,7 +31,7 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 MODEL = "gpt-4o-mini"
 JSON = b"content-type: application/json"
-_IN_FLIGHT_S = 0.002  # real: what one socket sent, another of this process has by then
+_IN_FLIGHT_S = 0.0005  # real: what one socket sent, another of this process has by then
 _SCRIPT_S = 3600.0
 
 Moment = Step | float  # a number waits that many (virtual) seconds
@@ -95,6 +95,7 @@ def delta(text: str, role: str | None = None) -> bytes:
 
 ROLE = delta("", role="assistant")
 EVENTS = [ROLE, delta("Hel"), delta("lo"), encode(b"[DONE]")]
+DEAD_URL = "http://127.0.0.1:9"  # the discard port: nobody listens
 PLAIN: list[Moment] = [ok(completion(), JSON)]
 STREAM: list[Moment] = [STREAM_HEAD, *(chunk(event) for event in EVENTS), STREAM_END]
 

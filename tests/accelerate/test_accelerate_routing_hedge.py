@@ -190,6 +190,7 @@ def test_a_call_that_must_not_be_made_twice_is_not_hedged(headers: dict[str, str
     run_virtual(main())
 
 
+@pytest.mark.slow
 def test_the_budget_of_second_calls_is_kept() -> None:
     """A provider that became slow altogether gets 5 % more calls, not twice as many."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.accelerate.routing_builders import (
+    DEAD_URL,
     EVENTS,
     JSON,
     MODEL,
@@ -32,7 +33,7 @@ from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from paceline.wire.client import Timeouts
 
 RETRYING = RoutingPolicy(retries=RetryPolicy(enabled=True))
-DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
+
 ANTHROPIC_ERROR = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
 
 
@@ -167,7 +168,7 @@ def test_connecting_is_tried_again_even_for_what_must_not_be_sent_twice() -> Non
     async def main() -> None:
         async with provider(PLAIN) as server:
             there = deployment("there", server)
-            gone = msgspec.structs.replace(there, name="gone", url=DEAD)
+            gone = msgspec.structs.replace(there, name="gone", url=DEAD_URL)
             policy = msgspec.structs.replace(RETRYING, deployments=[gone, there])
             async with bench(policy, rand=lambda: 0.0) as b:
                 outcome = await b.ask(headers={"x-paceline-idempotent": "false"})
@@ -336,6 +337,7 @@ def test_a_429_sends_the_call_elsewhere_at_once() -> None:
     run_virtual(main())
 
 
+@pytest.mark.slow
 def test_one_of_two_dead_costs_a_few_failures_then_nothing() -> None:
     """The breaker opens after ten calls in its window, probes after 5 s, and the dead one comes back."""
 
@@ -488,7 +490,7 @@ def test_a_caller_that_leaves_lets_everything_go(script: list[Moment]) -> None:
     async def main() -> None:
         async with (
             provider(script) as server,
-            bench(backing_off(first_backoff_s=100, max_backoff_s=100), upstream=server) as b,
+            bench(backing_off(first_backoff_s=100, max_backoff_s=100), upstream=server, rand=half) as b,
         ):
             asking = asyncio.create_task(b.ask(stream=True))
             await asyncio.sleep(1.0)

@@ -110,11 +110,10 @@ class RoutedCall:
     def new_ask(self, lane: Lane) -> Ask:
         """The same without a place of its own."""
         asked, caller = self.asked, self.record.caller
-        own = lane.target.credential
         return Ask(
             tenant=asked.tenant,
-            key=own or (asked.tenant if caller is None else _credential(self._request.headers)),
-            model=lane.model or asked.info.model or "",
+            key=lane.target.quota_of(asked.tenant if caller is None else _credential(self._request.headers)),
+            model=lane.limits or asked.info.model or "",
             tokens=asked.info.input_tokens + round(lane.output_tokens),
             priority=caller.priority if caller is not None else 0,
         )

@@ -25,6 +25,7 @@ class Lane:
         "in_flight",
         "is_watched",
         "latency",
+        "limits",
         "model",
         "output_tokens",
         "target",
@@ -38,11 +39,22 @@ class Lane:
         policy: RoutingPolicy,
         weight: float = 1.0,
         *,
+        limits: str | None = None,
         watched: bool = True,
     ) -> None:
-        """`model` is its name at the target; None: as the call has it. `watched`: there is a choice to base on it."""
+        """A lane no call has taken yet.
+
+        Args:
+            target: Where its calls go.
+            model: Its name there; None: as the call has it.
+            policy: How it is watched.
+            weight: Of a lane with 2, twice the load is taken for the same.
+            limits: The name of the model whose limits hold; None: `model`.
+            watched: There is a choice to be based on its figures.
+        """
         self.target = target
         self.model = model
+        self.limits = limits or model
         self.weight = weight
         self.is_watched = watched
         self.in_flight = 0

@@ -58,8 +58,8 @@ class Plans:
         self._policy = policy
         self._providers = providers
         self._deployments = [
-            (deployment, Lane(target, deployment.model_there or deployment.model, policy, deployment.weight))
-            for deployment, target in deployments
+            (each, Lane(target, each.model_there or each.model, policy, each.weight, limits=each.limits or each.model))
+            for each, target in deployments
         ]
         self._plans: dict[tuple[str, str | None, str | None], Plan] = {}
         self._plain: dict[str, Plan] = {}

@@ -59,6 +59,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key_header: str | None = None  # None: as the dialect has it; `api-key` on *.azure.com
     headers: dict[str, str] = {}  # added to every call
     query: dict[str, str] = {}  # likewise; Azure's api-version
+    limits: str | None = None  # NAME of the [limits.models.NAME] that hold here; None: the model's
 
     def __post_init__(self) -> None:
         require(bool(self.name), "a deployment needs a name")

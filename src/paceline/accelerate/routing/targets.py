@@ -38,6 +38,7 @@ class Target:
         "_query",
         "_replaces_key",
         "_replaces_version",
+        "_scope",
         "client",
         "credential",
         "dialect",
@@ -67,10 +68,9 @@ class Target:
         self._query = dict(query or {})
         self._extra: Headers = [(k.lower().encode(), v.encode()) for k, v in (extra or {}).items()]
         self._replaces_key = keyless or credential is not None
-        # Limits are counted by it; None: by the caller's own credential.
-        self.credential = (
-            hashlib.sha256(f"{name}\n{credential or ''}".encode()).digest() if self._replaces_key else None
-        )
+        own = hashlib.sha256(f"{name}\n{credential or ''}".encode()).digest()
+        self.credential = own if self._replaces_key else None
+        self._scope = b"" if name == dialect else name.encode() + b"\n"
         if credential is not None:
             header = key_header or _KEY_HEADERS[dialect]
             value = f"Bearer {credential}" if header.lower() == "authorization" else credential
@@ -80,6 +80,13 @@ class Target:
     def deployment(self) -> str | None:
         """Its name where the policy gave it one."""
         return None if self.name == self.dialect else self.name
+
+    def quota_of(self, caller: bytes) -> bytes:
+        """Whose quota a call takes: providers count by credential and deployment.
+
+        `caller` is the digest of the credential it came with.
+        """
+        return self.credential or self._scope + caller
 
     @property
     def has_own_key(self) -> bool:

@@ -1,50 +1,23 @@
 """`paceline serve` as a process: announce, refuse, drain, flush, and the words it uses."""
 
 import asyncio
-import contextlib
-import json
+import os
 import signal
+import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.gateway.builders import COMPLETION, PLAIN
+from tests.gateway.serving import COMMAND, serving
 from tests.wire.builders import run, scripted, until
 
 from paceline.errors import ConfigError
 from paceline.gateway.config import check_host
+from paceline.gateway.keys import add_key, new_key
 from paceline.store.folder import create_run, open_run
-from paceline.wire.client import HttpClient
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-m", "paceline", "serve"]
-CALL = b'{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}'
-
-
-@contextlib.asynccontextmanager
-async def serving(*options: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, HttpClient]]:
-    """A gateway process and a client of it; killed at the end if it still runs."""
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--port", "0", "--json", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    announced = json.loads(await process.stdout.readline())
-    client = HttpClient(announced["url"])
-    assert announced["url"] == f"http://127.0.0.1:{announced['port']}"
-    try:
-        yield process, client
-    finally:
-        await client.close()
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def ask(client: HttpClient) -> tuple[int, bytes]:
-    reply = await client.request("POST", "/v1/chat/completions", [], CALL)
-    return reply.status, await reply.read()
 
 
 def test_sigterm_drains_flushes_and_exits_0(tmp_path: Path) -> None:
@@ -55,17 +28,17 @@ def test_sigterm_drains_flushes_and_exits_0(tmp_path: Path) -> None:
         gate = asyncio.Event()
         async with (
             scripted(scripts=[PLAIN, [gate, *PLAIN]]) as upstream,
-            serving("--upstream", upstream.url + "/v1", "--run", str(folder.path)) as (process, client),
+            serving("--upstream", upstream.url + "/v1", "--run", str(folder.path)) as g,
         ):
-            assert await ask(client) == (200, COMPLETION)
-            last = asyncio.create_task(ask(client))
+            assert await g.ask() == (200, COMPLETION)
+            last = asyncio.create_task(g.ask())
             await until(lambda: len(upstream.requests) == 2)
-            process.send_signal(signal.SIGTERM)
+            g.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.05)
             gate.set()
             assert await last == (200, COMPLETION)
-            _, errors = await process.communicate()
-            assert (process.returncode, errors) == (0, b"")
+            _, errors = await g.process.communicate()
+            assert (g.process.returncode, errors) == (0, b"")
 
     run(main())
     spans = open_run(folder.path).spans()
@@ -82,9 +55,9 @@ def test_a_policy_file_is_applied(tmp_path: Path) -> None:
     async def main() -> None:
         async with (
             scripted(*PLAIN) as upstream,
-            serving("--upstream", upstream.url, "--policy", str(policy)) as (_, client),
+            serving("--upstream", upstream.url, "--policy", str(policy)) as g,
         ):
-            assert await ask(client) == await ask(client) == (200, COMPLETION)
+            assert await g.ask() == await g.ask() == (200, COMPLETION)
             assert len(upstream.requests) == 1
 
     run(main())
@@ -98,8 +71,12 @@ def test_a_policy_file_is_applied(tmp_path: Path) -> None:
         (["--upstream", "http://127.0.0.1:1", "--policy", "/none.toml"], 2, "cannot read the policy /none.toml"),
         (["--upstream", "http://127.0.0.1:1", "--run", "/none"], 3, "/none is not a run"),
         (["--upstream", "http://127.0.0.1:1", "--timeout", "0"], 2, "--timeout must be above 0"),
+        (["--workers", "0"], 2, "the command line is wrong: workers must be between 1 and 256; got 0"),
+        (["--config", "/none.toml"], 2, "cannot read the configuration /none.toml"),
+        (["--config", "a", "--check", "b"], 2, "leave one out"),
+        (["--keys", "/none.toml"], 2, "cannot read the keys /none.toml"),
     ],
-    ids=["url", "host", "policy", "run", "timeout"],
+    ids=["url", "host", "policy", "run", "timeout", "workers", "config", "check", "keys"],
 )
 def test_mistakes_are_one_sentence(options: list[str], code: int, words: str) -> None:
     """Exit code of the design, one line on stderr, no traceback, nothing announced."""
@@ -109,6 +86,52 @@ def test_mistakes_are_one_sentence(options: list[str], code: int, words: str) ->
     assert (result.returncode, result.stdout) == (code, "")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_is_one_sentence(workers: str) -> None:
+    """It names the port and the way out, alone and with workers."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [*COMMAND, "--port", str(port), "--workers", workers, "--upstream", "http://127.0.0.1:1"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_it_says_what_is_on_and_how_to_use_it(tmp_path: Path) -> None:
+    """Where, which providers, who may call, and what to point at it; no secret. Ctrl-C is exit 130."""
+    presented, key = new_key("alice")
+    add_key(tmp_path / "keys.toml", key)
+    config = tmp_path / "gateway.toml"
+    config.write_text('keys_file = "keys.toml"\n[providers.openai]\nkey_env = "PACELINE_TEST_SECRET"\n')
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", "--config", str(config)],
+        env={**os.environ, "PACELINE_TEST_SECRET": "sk-from-the-environment"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    while "Ctrl-C" not in said:
+        line = process.stdout.readline()
+        assert line
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "paceline: stopped\n")
+    url = said.partition("paceline gateway on ")[2].partition("\n")[0]
+    for words in (
+        "OpenAI https://api.openai.com with PACELINE_TEST_SECRET, Anthropic https://api.anthropic.com",
+        "1 key (alice); no credential for Anthropic, Gemini",
+        f"  OPENAI_BASE_URL={url}/v1\n",
+        f"  ANTHROPIC_BASE_URL={url}\n",
+        f"  GOOGLE_GEMINI_BASE_URL={url}\n",
+    ):
+        assert words in said
+    assert not any(secret in said for secret in ("sk-from-the-environment", presented, key.hash))
 
 
 @pytest.mark.parametrize(

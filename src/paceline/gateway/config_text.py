@@ -46,7 +46,8 @@ def _callers(config: GatewayConfig) -> str:
     more = f" and {len(config.keys) - 5} more" if len(config.keys) > 5 else ""
     without = [_NAMES[n] for n in DEFAULT_URLS if n not in config.providers or config.providers[n].key_env is None]
     gap = f"; no credential for {', '.join(without)}" if without else ""
-    return f"{len(config.keys)} keys ({names}{more}){gap}" if config.keys else f"nobody: there is no key yet{gap}"
+    count = len(config.keys)
+    return f"{count} key{'s' if count > 1 else ''} ({names}{more}){gap}" if count else f"nobody: there is no key yet{gap}"
 
 
 def _policy(config: GatewayConfig) -> str:

@@ -141,6 +141,7 @@ class Parent:
                     keeper.result()  # raises why there is no worker
         finally:
             waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     async def _keep(self, worker: Worker) -> None:
         """Start a worker's process again and again. ServiceError: its first one never got ready."""
@@ -149,13 +150,12 @@ class Parent:
             try:
                 await self._live(worker)
             except OSError as error:  # no process, descriptor or port to be had
-                worker.error = f"could not be started: {error.strerror or error}"
+                worker.error = f"no process or socket for it: {error.strerror or error}"
             if self._stopping.is_set():
                 return
-            how = worker.error or _ended(worker)
+            how = f"did not start: {worker.error}" if worker.error else _ended(worker)
             if not worker.ready.is_set():
-                msg = f"worker {worker.number} {how}, before it was ready"
-                raise ServiceError(msg)
+                raise ServiceError(worker.error or f"worker {worker.number} {how} before it was ready")
             worker.failures = 0 if time.monotonic() - started_s >= _HEALTHY_S else worker.failures + 1
             pause_s = delay_s(worker.failures - 1)
             say(f"worker {worker.number} {how}; its successor starts {f'in {pause_s:g} s' if pause_s else 'now'}")

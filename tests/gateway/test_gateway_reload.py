@@ -1,0 +1,203 @@
+"""A configuration: read, checked, put into words, replaced while calls are under way."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.builders import EVENTS, PLAIN
+from tests.gateway.keyed import bearer
+from tests.gateway.serving import CHAT, eventually, serving
+from tests.gateway.test_gateway_workers import run_long
+from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
+
+from paceline.cli import main as cli
+from paceline.errors import ConfigError
+from paceline.gateway.config import GatewayConfig, Sources, credentials
+from paceline.gateway.config_text import described
+from paceline.gateway.keys import add_key, new_key, revoke_key
+from paceline.gateway.reload import needs_restart
+
+WHOLE = """
+keys_file = "keys.toml"
+
+[server]
+host = "127.0.0.1"
+port = 0
+workers = 3
+drain_s = 10
+access_log = "-"
+
+[providers.openai]
+url = "https://example.com/v1/"
+key_env = "PACELINE_TEST_SECRET"
+
+[policy]
+single_flight = true
+[policy.cache]
+enabled = true
+"""
+
+
+def load(folder: Path, text: str, **options: Any) -> GatewayConfig:
+    file = folder / "gateway.toml"
+    file.write_text(text)
+    return Sources(config=str(file), **options).load()
+
+
+def test_one_file_says_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the command line says it better; paths are relative to the file."""
+    monkeypatch.setenv("PACELINE_TEST_SECRET", "sk-from-the-environment")
+    _, key = new_key("alice", budget_usd_per_day=1.0)
+    add_key(tmp_path / "keys.toml", key)
+    config = load(tmp_path, WHOLE, overrides={"workers": 2, "first_byte_s": 7.5})
+    assert (config.server.workers, config.server.drain_s, config.server.first_byte_s) == (2, 10.0, 7.5)
+    assert config.policy.single_flight
+    assert config.policy.cache.enabled
+    assert config.keys == [key]
+    assert config.url_of("openai") == "https://example.com"
+    assert config.url_of("anthropic") == "https://api.anthropic.com"
+    assert credentials(config, os.environ) == {"openai": (b"authorization", b"Bearer sk-from-the-environment")}
+    assert config.spent_file == str(tmp_path / "keys.toml.spent.json")
+    words = described(config)
+    assert "OpenAI https://example.com with PACELINE_TEST_SECRET" in words
+    assert "1 key (alice)" in words
+    assert "sk-from" not in words
+    assert key.hash not in words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[server]\nport = 70000", r"port must be between 0 and 65535; got 70000 - at `\$.server`"),
+        ("[server]\nworkers = 0", "workers must be between 1 and 256; got 0"),
+        ("[server]\ndrain_s = -1", "drain_s must be at least 0; got -1"),
+        ("[server]\nprot = 1", "`prot`"),
+        ("[server]\nhost = 5", r"`\$.server.host`"),
+        ("[providers.grok]\n", "the providers are openai, anthropic, gemini"),
+        ('[providers.openai]\nurl = "ftp://x"', "not a server's URL: 'ftp://x'"),
+        ('[providers.openai]\nurl = "https://me:secret@x"', "put the credential into key_env"),
+        ('[providers.openai]\nkey_env = "PACELINE_TEST_NOT_SET"', "names PACELINE_TEST_NOT_SET, which is not set"),
+        ("[policy.cache]\nttl_s = 0", "wrong: "),
+        ('keys_file = "none.toml"', r"cannot read the keys .*none\.toml"),
+        ('[server]\nhost = "0.0.0.0"', "refusing to listen on 0.0.0.0 without keys"),
+        ("[[keys]]\nname = 5", r"`\$.keys\[0\].name`"),
+        ("server", "is wrong: "),
+    ],
+)
+def test_mistakes_name_the_file_and_the_field(tmp_path: Path, text: str, words: str) -> None:
+    """One sentence, and no secret in it."""
+    with pytest.raises(ConfigError, match=words) as failure:
+        load(tmp_path, text)
+    assert "\n" not in str(failure.value)
+    assert "secret" not in str(failure.value)
+
+
+def test_options_and_file_do_not_contradict_each_other(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("single_flight = true\n")
+    policy = str(tmp_path / "policy.toml")
+    with pytest.raises(ConfigError, match=r"--policy and \[policy\] of .*gateway.toml both say it"):
+        load(tmp_path, "[policy]\nsingle_flight = true", policy=policy)
+    with pytest.raises(ConfigError, match=r"--upstream and \[providers\]"):
+        load(tmp_path, '[providers.openai]\nurl = "http://x"', upstream="http://y")
+    assert load(tmp_path, "", policy=policy).policy.single_flight
+    with pytest.raises(ConfigError, match="command line is wrong: workers must be"):
+        load(tmp_path, "", overrides={"workers": 1000})
+
+
+def test_check_says_what_a_configuration_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0 and a few lines, or exit 2 and one; nothing is started."""
+    file = tmp_path / "gateway.toml"
+    file.write_text("[policy]\nsingle_flight = true\n")
+    assert cli(["serve", "--check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{file} is right\n")
+    assert "single_flight" in said
+    file.write_text("[policy]\nsingle_fight = true\n")
+    assert cli(["serve", "--check", str(file)]) == 2
+    failed = capsys.readouterr()
+    assert failed.out == ""
+    assert failed.err.count("\n") == 1
+    assert f"{file} is wrong: Object contains unknown field `single_fight` - at `$.policy`" in failed.err
+
+
+def test_what_only_a_restart_changes_is_known(tmp_path: Path) -> None:
+    old, new = load(tmp_path, ""), load(tmp_path, "[server]\nport = 1\nworkers = 2\ndrain_s = 1\n")
+    assert needs_restart(old, new) == ["port", "workers"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) -> None:
+    """A stream goes on on the old one; new calls get the new policy and keys; a wrong file changes nothing."""
+    config, keys = tmp_path / "gateway.toml", tmp_path / "keys.toml"
+    alice, bob = (new_key(name) for name in ("alice", "bob"))
+    add_key(keys, alice[1])
+
+    def write(url: str, more: str) -> None:
+        config.write_text(
+            f'keys_file = "keys.toml"\n[server]\nworkers = {workers}\n[providers.openai]\nurl = "{url}"\n{more}'
+        )
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        first: list[Step] = [STREAM_HEAD, chunk(EVENTS[0]), gate, *map(chunk, EVENTS[1:]), STREAM_END]
+        async with scripted(scripts=[first, PLAIN]) as upstream:
+            write(upstream.url, "")
+            async with serving("--config", str(config)) as g:
+                stream = await g.client.request("POST", CHAT, [bearer(alice[0])], b'{"model": "m", "stream": true}')
+                assert await stream.__anext__() == EVENTS[0]
+                assert (await g.ask(bearer(bob[0])))[0] == 401
+
+                revoke_key(keys, "alice")
+                add_key(keys, bob[1])
+                write(upstream.url, "[policy.cache]\nenabled = true\n")
+                g.process.send_signal(signal.SIGHUP)
+                assert await g.line() == f"paceline: new configuration in force ({config})\n"
+                async with asyncio.timeout(10):  # workers follow the parent's word
+                    while (await g.ask(bearer(alice[0])))[0] != 401 or (await g.ask(bearer(bob[0])))[0] != 200:
+                        pass
+                sent = len(upstream.requests)
+                for _ in range(3):
+                    assert (await g.ask(bearer(bob[0])))[0] == 200
+                assert len(upstream.requests) == sent  # the same connection, so the same worker's cache
+
+                config.write_text("[server]\nport = false\n")
+                g.process.send_signal(signal.SIGHUP)
+                said = await g.line()
+                assert said.startswith(f"paceline: the old configuration stays in force: the configuration {config} is")
+                assert "`$.server.port`" in said
+                assert (await g.ask(bearer(bob[0])))[0] == 200
+
+                gate.set()
+                assert await stream.read() == b"".join(EVENTS[1:])
+                assert await g.stop(signal.SIGTERM) == (0, "")
+
+    run_long(main())
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_comes_back_with_the_newest_configuration(tmp_path: Path) -> None:
+    """Not with the one its parent was started with."""
+    config = tmp_path / "gateway.toml"
+
+    async def main() -> None:
+        async with scripted(*PLAIN) as old, scripted(*PLAIN) as new:
+            config.write_text(f'[server]\nworkers = 2\n[providers.openai]\nurl = "{old.url}"\n')
+            async with serving("--config", str(config)) as g:
+                config.write_text(f'[server]\nworkers = 3\n[providers.openai]\nurl = "{new.url}"\n')
+                g.process.send_signal(signal.SIGHUP)
+                assert await g.line() == f"paceline: new configuration in force ({config}); workers after a restart\n"
+                for worker in g.workers():
+                    worker.kill()
+                assert {(await g.line()).partition("(")[0] for _ in range(2)} == {
+                    "paceline: worker 0 ",
+                    "paceline: worker 1 ",
+                }
+                await eventually(lambda: len(g.workers()) == 2)
+                assert (await g.ask())[0] == 200
+                assert (len(old.requests), len(new.requests)) == (0, 1)
+
+    run_long(main())

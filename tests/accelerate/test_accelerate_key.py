@@ -1,13 +1,10 @@
-"""Keys and routes: what counts as the same call, and whose it is."""
+"""Keys: what counts as the same call, and whose it is."""
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from paceline.accelerate.key import call_key, plain, tenant_of
-from paceline.accelerate.policy import Route
-from paceline.accelerate.routes import model_for, with_model
 from paceline.wire.dialects import DIALECTS
 
 CALL: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is it?"}]}
@@ -71,18 +68,3 @@ def test_text_mode_leaves_other_fields_alone() -> None:
 
     assert key(image("data:QUJD"), mode="text") != key(image("data:qujd"), mode="text")
     assert key({"input": ["One", "two?"]}, mode="text") == key({"input": ["one", "TWO"]}, mode="text")
-
-
-def test_routing_changes_the_model_and_nothing_else() -> None:
-    """Every other field keeps its very bytes, however it is spelt."""
-    body = b'{"model":"gpt-4o","temperature":1.0e0,"x":{"b":1,"a":2},"unicode":"\\u00e9"}'
-    routed = with_model(body, "gpt-4o-mini")
-    assert routed == body.replace(b"gpt-4o", b"gpt-4o-mini")
-    assert msgspec.json.decode(with_model(b'{"messages":[]}', "m"))["model"] == "m"
-    assert with_model(b"not json", "m") == b"not json"
-
-
-def test_the_first_route_of_a_step_counts() -> None:
-    """Steps without a route, and calls without a step, keep their model."""
-    routes = [Route(step="intent", model="small"), Route(step="intent", model="other")]
-    assert [model_for(routes, step) for step in ("intent", "answer", None)] == ["small", None, None]

@@ -16,7 +16,7 @@ def producing(pieces: int, *, fail: bool = False) -> Produce:
 
     async def produce(flight: Flight) -> None:
         await asyncio.sleep(1)
-        flight.begin(200, [])
+        flight.begin(200, [], stream=True)
         for i in range(pieces):
             await asyncio.sleep(1)
             flight.add(b"%d" % i)
@@ -76,7 +76,7 @@ def test_the_last_one_leaving_cancels_the_call() -> None:
     cancelled = []
 
     async def produce(flight: Flight) -> None:
-        flight.begin(200, [])
+        flight.begin(200, [], stream=True)
         try:
             await asyncio.sleep(100)
         except asyncio.CancelledError:

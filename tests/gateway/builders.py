@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from tests.wire.builders import STREAM_END, STREAM_HEAD, ScriptedServer, Step, chunk, ok, scripted, until
 
+from paceline.accelerate.cache import CachePolicy
 from paceline.accelerate.engine import Engine
-from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.clock import Clock
 from paceline.gateway.service import Gateway
@@ -68,6 +69,7 @@ class Bench:
     engine: Engine
     server: Server
     client: HttpClient
+    forward: HttpClient  # the engine's to the provider
     sink: ListSink = field(default_factory=ListSink)
 
     @property
@@ -91,15 +93,8 @@ class Bench:
 
     async def settled(self) -> None:
         """Nothing is held any more: no slot, flight, task or connection but those kept for reuse."""
-        limiter, flights = self.engine.upstream.limiter, self.engine.flights
         await until(
-            lambda: (
-                self.engine.upstream.client.busy == 0
-                and limiter.in_flight == limiter.waiting == 0
-                and not flights
-                and self.server.busy == 0
-                and self.upstream.open == self.engine.upstream.client.idle
-            )
+            lambda: not self.engine.is_busy and self.server.busy == 0 and self.upstream.open == self.forward.idle
         )
 
 
@@ -119,8 +114,9 @@ async def bench(
         server = await serve(Gateway(engine).handle, "127.0.0.1", 0)
         client = HttpClient(f"http://127.0.0.1:{server.port}")
         try:
-            yield Bench(upstream, engine, server, client, sink)
+            yield Bench(upstream, engine, server, client, forward, sink)
         finally:
             await client.close()
             await server.close(0.0)
+            await engine.close()
             await forward.close()

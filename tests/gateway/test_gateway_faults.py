@@ -8,12 +8,18 @@ import pytest
 from tests.gateway.builders import CACHING, COMPLETION, EVENTS, JSON, PLAIN, SHARING, STREAM, Bench, bench
 from tests.wire.builders import CLOSE, RESET, STALL, STREAM_HEAD, Step, answer, chunk, ok, raw, run, until
 
-from paceline.accelerate.policy import ConcurrencyPolicy, Policy, RetryPolicy
+from paceline.accelerate.limits import AdaptivePolicy, LimitsPolicy
+from paceline.accelerate.policy import Policy
+from paceline.accelerate.routing.policy import RetryPolicy, RoutingPolicy
 from paceline.errors import UpstreamBroken
 from paceline.wire.client import Timeouts
 
 QUICK = Timeouts(connect_s=2.0, first_byte_s=0.04, silence_s=0.04)
-LIMITED = Policy(concurrency=ConcurrencyPolicy(limit=1), retry_429=RetryPolicy(enabled=True))
+LIMITED = Policy(limits=LimitsPolicy(concurrency=1))
+RETRYING = Policy(
+    limits=LimitsPolicy(concurrency=1, adaptive=AdaptivePolicy(enabled=True)),
+    routing=RoutingPolicy(retries=RetryPolicy(enabled=True)),
+)
 POLICIES = [
     pytest.param(Policy(), id="pass"),
     pytest.param(CACHING, id="cache"),
@@ -24,7 +30,7 @@ POLICIES = [
 
 async def check_next_call(b: Bench) -> None:
     """The gateway has let everything go and works."""
-    b.engine.upstream.client.timeouts = Timeouts()
+    b.forward.timeouts = Timeouts()
     await b.settled()
     assert (await b.say("next"))[0] == 200
     await b.settled()
@@ -134,9 +140,9 @@ def test_client_gone_in_the_queue_frees_its_place() -> None:
         gate = asyncio.Event()
         async with bench(gate, *PLAIN, policy=LIMITED) as b:
             asking = [asyncio.create_task(b.say(f"question {i}")) for i in range(3)]
-            await until(lambda: b.engine.upstream.limiter.waiting == 2)
+            await until(lambda: b.engine.state()["waiting"] == 2)
             asking[1].cancel()
-            await until(lambda: b.engine.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.state()["waiting"] == 1)
             gate.set()
             outcomes = await asyncio.gather(*asking, return_exceptions=True)
             assert [isinstance(o, BaseException) for o in outcomes] == [False, True, False]
@@ -148,13 +154,13 @@ def test_client_gone_in_the_queue_frees_its_place() -> None:
 
 def test_a_full_queue_is_refused_in_the_providers_words() -> None:
     """429 with retry-after, so that SDKs back off by themselves."""
-    policy = Policy(concurrency=ConcurrencyPolicy(limit=1, max_queue=1))
+    policy = Policy(limits=LimitsPolicy(concurrency=1, max_queue=1))
 
     async def main() -> None:
         gate = asyncio.Event()
         async with bench(gate, *PLAIN, policy=policy) as b:
             asking = [asyncio.create_task(b.say(f"question {i}")) for i in range(2)]
-            await until(lambda: b.engine.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.state()["waiting"] == 1)
             reply = await b.ask("one too many")
             assert (reply.status, reply.header(b"retry-after")) == (429, b"1")
             assert msgspec.json.decode(await reply.read())["error"]["code"] == "gateway_overloaded"
@@ -170,8 +176,8 @@ def test_a_provider_that_is_not_there_is_named() -> None:
 
     async def main() -> None:
         async with bench(*PLAIN) as b:
-            await b.engine.upstream.client.close()
-            b.engine.upstream.client._port = 1
+            await b.forward.close()
+            b.forward._port = 1
             status, _, body = await b.say()
             assert status == 502
             assert "cannot be reached" in msgspec.json.decode(body)["error"]["message"]
@@ -211,7 +217,7 @@ def test_a_429_is_absorbed_in_order() -> None:
     refusal = answer(429, b'{"error": {"code": "rate_limit_exceeded"}}', b"retry-after-ms: 20")
 
     async def main() -> None:
-        async with bench(scripts=[[refusal], [refusal], PLAIN], policy=LIMITED) as b:
+        async with bench(scripts=[[refusal], [refusal], PLAIN], policy=RETRYING) as b:
             answers = await asyncio.gather(*(b.say(f"question {i}") for i in range(3)))
             assert [status for status, _, _ in answers] == [200] * 3
             order = [request.split(b"question ")[1][:1] for request in b.upstream.requests]
@@ -240,7 +246,7 @@ def test_a_429_that_waiting_cannot_help_passes(refusal: bytes) -> None:
     """The caller sees the provider's own refusal, once."""
 
     async def main() -> None:
-        async with bench(refusal, policy=LIMITED) as b:
+        async with bench(refusal, policy=RETRYING) as b:
             status, _, body = await b.say()
             assert (status, body) == (429, refusal.split(b"\r\n\r\n")[1])
             assert len(b.upstream.requests) == 1
@@ -255,11 +261,11 @@ def test_concurrency_is_held_while_a_stream_lasts() -> None:
     async def main() -> None:
         gate = asyncio.Event()
         first: list[Step] = [STREAM_HEAD, chunk(EVENTS[0]), gate, *STREAM[2:]]
-        async with bench(scripts=[first, PLAIN], policy=LIMITED) as b:
+        async with bench(scripts=[first, PLAIN], policy=RETRYING) as b:
             stream = await b.ask("one", stream=True)
             await stream.__anext__()
             second = asyncio.create_task(b.say("two"))
-            await until(lambda: b.engine.upstream.limiter.waiting == 1)
+            await until(lambda: b.engine.state()["waiting"] == 1)
             assert len(b.upstream.requests) == 1
             gate.set()
             await stream.read()

@@ -69,9 +69,11 @@ def test_the_page_tells_what_happened() -> None:
     monitor, monitor_key = make("prometheus", role="monitor")
     busy: list[Step] = [answer(429, b'{"error": {"code": "insufficient_quota"}}', JSON)]
 
+    unknown = [s.replace(b"gpt-4o-mini", b"house-model") if isinstance(s, bytes) else s for s in STREAM]
+
     async def main() -> tuple[bytes, dict[str, Any]]:
         async with keyed(
-            [alice_key, monitor_key], scripts=[PLAIN, STREAM, [ok(EMBEDDINGS, JSON)], busy], policy=SHARING
+            [alice_key, monitor_key], scripts=[PLAIN, unknown, [ok(EMBEDDINGS, JSON)], busy], policy=SHARING
         ) as g:
             step = (b"x-paceline-step", b"answer")
             body = msgspec.json.encode({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "q"}]})

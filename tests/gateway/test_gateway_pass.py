@@ -7,7 +7,8 @@ import pytest
 from tests.gateway.builders import CHAT, COMPLETION, EVENTS, JSON, PLAIN, STREAM, bench
 from tests.wire.builders import STREAM_END, STREAM_HEAD, answer, chunk, ok, run
 
-from paceline.accelerate.policy import Policy, Route
+from paceline.accelerate.policy import Policy
+from paceline.accelerate.routing.policy import Route, RoutingPolicy
 
 
 def test_a_plain_answer_passes_byte_for_byte() -> None:
@@ -135,7 +136,7 @@ def test_a_large_answer_is_streamed_not_held() -> None:
 
 def test_a_step_is_routed_to_its_model() -> None:
     """The routed step's call has the other model and otherwise the same bytes; other steps are left alone."""
-    policy = Policy(routes=[Route(step="classify_intent", model="gpt-4o-mini")])
+    policy = Policy(routing=RoutingPolicy(routes=[Route(step="classify_intent", model="gpt-4o-mini")]))
 
     async def main() -> None:
         async with bench(*PLAIN, policy=policy) as b:

@@ -19,8 +19,11 @@ from tests.gateway.builders import (
 )
 from tests.wire.builders import CLOSE, STREAM_END, STREAM_HEAD, Step, answer, chunk, ok, run, until
 
-from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.cache import CachePolicy
+from paceline.accelerate.policy import Policy
 from paceline.wire.sse import encode
+
+OTHER = COMPLETION.replace(b"Hello there", b"Good bye")
 
 
 def test_a_repeated_call_is_a_hit() -> None:
@@ -113,7 +116,7 @@ def test_failures_are_never_kept(script: list[Step]) -> None:
                 assert reply.done
             assert (await b.say())[:2] == (200, "miss")
             assert len(b.upstream.requests) == 2
-            assert len(b.engine.cache or []) == 1
+            assert b.engine.state()["cache_entries"] == 1
             await b.settled()
 
     run(main())
@@ -127,10 +130,10 @@ def test_a_caller_who_wants_it_fresh_gets_it_fresh(header: tuple[bytes, bytes]) 
     """Asked anew, and what came is kept for the next."""
 
     async def main() -> None:
-        async with bench(scripts=[[ok(b'{"n": 1}', JSON)], [ok(b'{"n": 2}', JSON)]], policy=SHARING) as b:
+        async with bench(scripts=[[ok(COMPLETION, JSON)], [ok(OTHER, JSON)]], policy=SHARING) as b:
             await b.say()
-            assert await b.say(headers=(header,)) == (200, "miss", b'{"n": 2}')
-            assert await b.say() == (200, "hit", b'{"n": 2}')
+            assert await b.say(headers=(header,)) == (200, "miss", OTHER)
+            assert await b.say() == (200, "hit", OTHER)
             assert len(b.upstream.requests) == 2
 
     run(main())
@@ -141,10 +144,10 @@ def test_a_caller_who_wants_nothing_kept_shares_nothing(header: tuple[bytes, byt
     """Neither looked up nor kept."""
 
     async def main() -> None:
-        async with bench(scripts=[[ok(b'{"n": 1}', JSON)], [ok(b'{"n": 2}', JSON)]], policy=SHARING) as b:
+        async with bench(scripts=[[ok(COMPLETION, JSON)], [ok(OTHER, JSON)]], policy=SHARING) as b:
             await b.say()
-            assert await b.say(headers=(header,)) == (200, "bypass", b'{"n": 2}')
-            assert await b.say() == (200, "hit", b'{"n": 1}')
+            assert await b.say(headers=(header,)) == (200, "bypass", OTHER)
+            assert await b.say() == (200, "hit", COMPLETION)
 
     run(main())
 

@@ -105,11 +105,22 @@ def test_an_unknown_model_has_an_unknown_price() -> None:
     """Never zero for what nobody knows."""
 
     async def main() -> Span:
-        async with bench(*PLAIN) as b:
-            await b.say(model="house-model-7")
+        async with bench(ok(COMPLETION.replace(b"gpt-4o-mini", b"house-model"), JSON)) as b:
+            await b.say(model="house-model")
             return b.spans[0]
 
     assert run(main()).cost_usd is None
+
+
+def test_a_deployments_price_is_that_of_the_model_that_answers() -> None:
+    """Azure and others let callers name a deployment; the answer says which model it is."""
+
+    async def main() -> Span:
+        async with bench(*PLAIN) as b:
+            await b.say(model="our-deployment-7")
+            return b.spans[0]
+
+    assert run(main()).cost_usd == pytest.approx(COST_USD)
 
 
 def test_the_same_question_has_the_same_hash() -> None:

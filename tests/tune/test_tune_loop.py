@@ -63,7 +63,7 @@ steps = ["write_title", "list_actions", "summarise"]
 [[phases]]
 name = "small-model"
 [phases.gateway]
-routes = [{ step = "write_title", model = "gpt-4o-mini" }]
+routing = { routes = [{ step = "write_title", model = "gpt-4o-mini" }] }
 [[phases.changes]]
 kind = "route"
 step = "write_title"

@@ -69,11 +69,17 @@ def test_proposals_follow_the_findings_and_add_up() -> None:
 @pytest.mark.parametrize(
     ("change", "policy"),
     [
-        (ROUTE, {"routes": [{"step": "classify", "model": "small"}]}),
-        (Limit(resource="provider", size=8), {"retry_429": {"enabled": True}, "concurrency": {"limit": 8}}),
+        (ROUTE, {"routing": {"routes": [{"step": "classify", "model": "small"}]}}),
+        (
+            Limit(resource="provider", size=8),
+            {"limits": {"concurrency": 8, "adaptive": {"enabled": True}}, "routing": {"retries": {"enabled": True}}},
+        ),
         (
             Limit(resource="provider:gpt-4o", size=8),
-            {"retry_429": {"enabled": True}, "concurrency": {"models": {"gpt-4o": 8}}},
+            {
+                "limits": {"models": {"gpt-4o": {"concurrency": 8}}, "adaptive": {"enabled": True}},
+                "routing": {"retries": {"enabled": True}},
+            },
         ),
         (
             Cache(step="answer", key="text", shared_in_flight=True),
@@ -109,8 +115,8 @@ def test_the_proposed_toml_loads_as_phases(tmp_path: Path) -> None:
     assert target.after(4).changes == [f.change for f in findings]
     policy = target.after(4).policy
     assert policy is not None
-    assert policy.routes[0].model == "small"
-    assert policy.concurrency.models == {"gpt-4.1": 4}
+    assert policy.routing.routes[0].model == "small"
+    assert policy.limits.models["gpt-4.1"].concurrency == 4
     assert target.phases[0].name == "1-sequential-calls"
     assert target.phases[0].env == {"FIX_1": "1"}
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import msgspec
 
+from paceline.accelerate.caller import Caller
 from paceline.accelerate.directives import Directives
 from paceline.accelerate.key import call_key
 from paceline.accelerate.policy import Policy
-from paceline.accelerate.routes import model_for
+from paceline.accelerate.prompts.prefix import PrefixWatch, PromptPrefix
+from paceline.accelerate.prompts.trim import trim
+from paceline.accelerate.routing.rules import Rules
 from paceline.model.span import (
     PROMPT_HASH,
     PROMPT_HISTORY_TOKENS,
@@ -24,79 +27,105 @@ _ENTRY_BYTES = 2000
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One model call after routing."""
+    """One model call as it is sent: trimmed and routed."""
 
     dialect: Dialect
     info: CallInfo
     target: str  # to send; the model may be in it
     body: bytes  # to send
     tenant: bytes
-    key: bytes | None  # None: the policy shares no answers, or this call cannot be answered by another's
-    attributes: dict[str, AttributeValue]  # what its span says whatever comes of it
+    key: bytes | None = None  # None: the policy shares no answers, or this call cannot be answered by another's
+    attributes: dict[str, AttributeValue] = {}  # what its span says whatever comes of it
     name: str  # of its span
     fingerprint: str | None = None
+    group: str | None = None  # of deployments that serve it; None: those of its model
+    trimmed: dict[str, int] = {}  # estimated tokens taken out of the prompt, by technique
+    prefix: PromptPrefix | None = None  # for the watch, where it watches
 
 
 class AskedReader:
     """Reads calls. The same bytes asked again cost a dictionary look-up instead of two passes over the JSON."""
 
-    def __init__(self, policy: Policy, origin: bytes = b"") -> None:
-        """`origin`: which server the calls go to, where one process has several."""
+    def __init__(self, policy: Policy, watch: PrefixWatch | None = None) -> None:
         self._policy = policy
-        self._origin = origin
+        self._watch = watch
+        self._rules = Rules(policy.routing)
+        # Only what can matter is part of the memo's key, so that equal calls of several steps are read once.
+        self._by_step = self._rules.by_step or any(rule.step is not None for rule in policy.prompts.rules)
+        self._trims = policy.prompts.is_on or any(rule.is_on for rule in policy.prompts.rules)
         self._memo: OrderedDict[tuple[object, ...], Asked] = OrderedDict()
         self._memo_bytes = 0
 
-    def read(self, said: Directives, target: str, body: bytes) -> Asked:
-        """What this call asks, after routing."""
-        model = model_for(self._policy.routes, said.step) if self._policy.routes else None
-        memo_key = (said.tenant, said.key_part, target, model, body)
+    def read(self, said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
+        """What this call asks."""
+        name = caller.name if caller is not None and self._rules.by_caller else None
+        memo_key = (said.tenant, said.key_part, target, said.step if self._by_step else None, name, body)
         asked = self._memo.get(memo_key)
         if asked is None:
-            asked = self._memo[memo_key] = self._work_out(said, target, model, body)
+            asked = self._memo[memo_key] = self._work_out(said, target, body, name)
             self._memo_bytes += len(body) + _ENTRY_BYTES
             while self._memo_bytes > _MEMO_BYTES:
                 (*_, old_body), _ = self._memo.popitem(last=False)
                 self._memo_bytes -= len(old_body) + _ENTRY_BYTES  # type: ignore[arg-type]
         return asked
 
-    def _work_out(self, said: Directives, target: str, model: str | None, body: bytes) -> Asked:
+    def _work_out(self, said: Directives, target: str, body: bytes, caller: str | None) -> Asked:
         dialect, kind = said.dialect, said.kind
         assert dialect is not None  # noqa: S101 - only model calls are read
-        if model is not None:
-            target, body = dialect.with_model(target, body, model)
-        path = target.partition("?")[0]
         call = decode_object(body)
         if call is None:
-            return Asked(
-                dialect=dialect,
-                info=CallInfo(kind=kind),
-                target=target,
-                body=body,
-                tenant=said.tenant,
-                key=None,
-                attributes={},
-                name=f"{_verb(kind)} unknown",
-            )
+            info = CallInfo(kind=kind)
+            name = f"{_verb(kind)} unknown"
+            return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant, name=name)
         canon = dialect.canonical(call)
-        info = dialect.describe(kind, path, call, canon)
-        shared = self._policy.shares and not info.stateful
+        info = dialect.describe(kind, said.path, call, canon)
+        trimmed: dict[str, int] = {}
+        if self._trims:
+            shorter = trim(kind, dialect.name, call, self._policy.prompts.of(said.step, info.template_hash))
+            if shorter.changed:
+                call, trimmed = shorter.call, shorter.what
+                body, canon = msgspec.json.encode(call), dialect.canonical(call)
+                info = _after(info, dialect.describe(kind, said.path, call, canon))
+        fingerprint = f"prompt:{info.template_hash}"
+        group, path = None, said.path
+        if not self._rules.is_empty:
+            choice = self._rules.choose(
+                info.model, step=said.step, prompt=fingerprint, input_tokens=info.input_tokens, caller=caller
+            )
+            group = choice.group
+            if choice.model is not None and choice.model != info.model:
+                target, body = dialect.with_model(target, body, choice.model)
+                call, path = decode_object(body) or call, target.partition("?")[0]
+                canon = dialect.canonical(call)
+                info = _after(info, dialect.describe(kind, path, call, canon))
         return Asked(
             dialect=dialect,
             info=msgspec.structs.replace(info, texts=[], system_text=""),  # long, and not needed to pass a call on
             target=target,
             body=body,
             tenant=said.tenant,
-            key=self._key(said, path, call, canon) if shared else None,
+            key=self._key(said, dialect, path, call, canon) if self._policy.shares and not info.stateful else None,
             attributes=_attributes(info),
             name=f"{_verb(kind)} {info.model or 'unknown'}",
-            fingerprint=f"prompt:{info.template_hash}",
+            fingerprint=fingerprint,
+            group=group,
+            trimmed=trimmed,
+            prefix=self._prefix(said, dialect, call, info),
         )
 
-    def _key(self, said: Directives, path: str, call: dict[str, Any], canon: bytes) -> bytes:
-        assert said.dialect is not None  # noqa: S101 - only model calls are read
-        place = self._origin + b"\n" + said.key_part
-        return call_key(said.tenant, place, said.dialect, path, call, canon, mode=self._policy.cache.key)
+    def _key(self, said: Directives, dialect: Dialect, path: str, call: dict[str, Any], canon: bytes) -> bytes:
+        return call_key(said.tenant, said.key_part, dialect, path, call, canon, mode=self._policy.cache.key)
+
+    def _prefix(self, said: Directives, dialect: Dialect, call: dict[str, Any], info: CallInfo) -> PromptPrefix | None:
+        if self._watch is None or said.kind != LLM or info.template_hash is None:
+            return None
+        template, model = info.template_hash, info.model
+        return self._watch.read(dialect.name, call, template=template, model=model, tenant=said.tenant)
+
+
+def _after(before: CallInfo, now: CallInfo) -> CallInfo:
+    """The changed call, under the template it was written by: rules and reports know it by that."""
+    return msgspec.structs.replace(now, template_hash=before.template_hash)
 
 
 def _verb(kind: str) -> str:

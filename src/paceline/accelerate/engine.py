@@ -1,56 +1,85 @@
-"""The engine: one model call answered by the policy: hit, join, or pass on. A hit needs no task.
+"""The engine: one call answered by the policy: kept, shared, or asked of a provider. A hit needs no task.
 
 The gateway serves it over HTTP, the transports call it inside the application: the same code, the same policies.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from paceline.accelerate.asked import AskedReader
-from paceline.accelerate.cache import MemoryCache, StoredReply
+from paceline.accelerate.cache import Cache, Found
 from paceline.accelerate.caller import Caller
-from paceline.accelerate.directives import BYPASS, REFRESH, read_directives
-from paceline.accelerate.headers import is_event_stream, to_client, to_store
+from paceline.accelerate.directives import BYPASS, REFRESH, Directives, read_directives
+from paceline.accelerate.headers import to_client
+from paceline.accelerate.limits import Limits
 from paceline.accelerate.policy import Policy
+from paceline.accelerate.prompts.prefix import PrefixWatch
 from paceline.accelerate.record import CallRecord, Listener
-from paceline.accelerate.single_flight import Flight, SingleFlight
-from paceline.accelerate.upstream import Answer, Upstream, error_name, error_reply
+from paceline.accelerate.replay import Replays, usd
+from paceline.accelerate.routing.make import make_dispatcher
+from paceline.accelerate.routing.providers import Clients, Providers
+from paceline.accelerate.routing.replies import error_name, error_reply
+from paceline.accelerate.sending import Sender
+from paceline.accelerate.sharing import FAILURES, SharedCalls
+from paceline.accelerate.single_flight import SingleFlight
 from paceline.clock import Clock, RunClock
-from paceline.errors import Overloaded, UpstreamError
 from paceline.wire.client import HttpClient
+from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest, Reply
-
-_FAILURES = (UpstreamError, Overloaded)
-
-
-def _nobody(record: CallRecord) -> None:
-    """Hears of a call and does nothing."""
 
 
 class Engine:
-    """One provider behind one policy. `handle` answers a request; `listener` hears of every finished call, once."""
+    """Providers behind a policy. `handle` answers a request; `listener` hears of every finished call, once.
+
+    Whoever makes it calls `close`. A client that is handed in stays its owner's.
+
+    Args:
+        providers: Their URLs, or one client through which every dialect's calls go.
+        policy: None: calls are passed on, and counted.
+        client: Makes the client of a server from its URL.
+        takes_over: An engine that is to be closed: its cache goes on in this one, if both want the same.
+        beside: An engine of the same policy whose cache and calls under way this one shares; it is closed last.
+        speed: A simulated provider runs that many times faster; the policy's seconds are at its real pace.
+
+    Raises:
+        ConfigError: a URL, a level of the cache or a variable that holds a credential is wrong.
+    """
 
     def __init__(
         self,
-        client: HttpClient,
+        providers: Providers | HttpClient,
         policy: Policy | None = None,
         *,
+        client: Callable[[str], HttpClient] = HttpClient,
+        takes_over: "Engine | None" = None,
+        beside: "Engine | None" = None,
         listener: Listener | None = None,
         clock: Clock | None = None,
         speed: float = 1.0,
     ) -> None:
-        """`speed`: a simulated provider runs that many times faster; the policy's seconds are at its real pace."""
         policy = (policy or Policy()).at_speed(speed)
-        self.upstream = Upstream(client, policy, speed=speed)
-        self.cache = MemoryCache(policy.cache.max_bytes, policy.cache.ttl_s) if policy.cache.enabled else None
-        self.flights = SingleFlight() if policy.single_flight else None
-        self._reader = AskedReader(policy)
-        self._listener = listener or _nobody
         self._clock = clock or RunClock()
+        self._tell = listener or _nobody
+        self._clients = Clients(client)
+        self._connections = providers if isinstance(providers, HttpClient) else self._clients
+        self._owns_cache = beside is None
+        self.cache = self._cache(policy, takes_over, beside)
+        self.limits = None if policy.limits.is_off else Limits(policy.limits)
+        self.prefixes = PrefixWatch() if policy.prompts.watch_prefix else None
+        self.dispatcher = make_dispatcher(
+            policy.routing, self._clients, providers, limits=self.limits, gated=policy.limits.adaptive.enabled
+        )
+        self._listener = self._tell if self.prefixes is None else self._watch_prefix
+        self._reader = AskedReader(policy, self.prefixes)
+        self.sender = Sender(self.dispatcher, self._reader, policy.batching, self._clock)
+        flights = beside.flights if beside is not None else SingleFlight()
+        self.flights: SingleFlight | None = flights if policy.single_flight else None
+        self._shared = SharedCalls(self.sender, self.flights, self.cache)
+        self._replays = Replays()
 
     def handle(self, request: HttpRequest, caller: Caller | None = None) -> Reply | Awaitable[Reply]:
         """Answer one request; `caller` where it is known who asks."""
-        said = request.notes.get(self)
+        said: Directives | None = request.notes.get(self)
         if said is None:
             tenant = caller.tenant if caller is not None else None
             said = request.notes[self] = read_directives(request.method, request.target, request.headers, tenant)
@@ -59,150 +88,93 @@ class Engine:
         if said.dialect is None:
             return self._pass(request, record)
         record.step = said.step
-        asked = record.asked = self._reader.read(said, request.target, request.body)
-        if asked.key is None or said.mode == BYPASS:
+        asked = record.asked = self._reader.read(said, request.target, request.body, caller)
+        key = asked.key
+        if key is None or said.mode == BYPASS:
             return self._pass(request, record)
-        if said.mode == REFRESH:
-            return self._lead(request, asked.key, record)
-        stored = self.cache.get(asked.key) if self.cache is not None else None
-        if stored is not None:
-            return _replay(stored, record)
-        flight = self.flights.get(asked.key) if self.flights is not None else None
-        if flight is not None:
-            return self._follow(flight, record, b"join")
-        return self._lead(request, asked.key, record)
+        if said.mode != REFRESH:
+            found = self.cache.peek(key) if self.cache is not None else None
+            if found is not None:
+                return self._hit(found, key, request, said, record)
+            joined = self._shared.join(key, record)
+            if joined is not None:
+                return joined
+        return self._shared.lead(request, key, said, record)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a call is under way."""
+        state = self.state()
+        return any(state[name] for name in ("in_flight", "waiting", "flights", "upstream_busy"))
 
     def state(self) -> dict[str, int]:
         """What is held now: calls, connections, kept answers."""
-        limiter, client = self.upstream.limiter, self.upstream.client
+        limits, memory = self.limits, self.cache.memory if self.cache is not None else None
         return {
-            "in_flight": limiter.in_flight,
-            "waiting": limiter.waiting,
-            "flights": len(self.flights) if self.flights is not None else 0,
-            "upstream_busy": client.busy,
-            "upstream_idle": client.idle,
-            "cache_entries": len(self.cache) if self.cache is not None else 0,
-            "cache_bytes": self.cache.used_bytes if self.cache is not None else 0,
+            "in_flight": limits.in_flight if limits is not None else self.dispatcher.in_flight,
+            "waiting": limits.waiting if limits is not None else 0,
+            "flights": len(self._shared),
+            "upstream_busy": self._connections.busy,
+            "upstream_idle": self._connections.idle,
+            "cache_entries": len(memory) if memory is not None else 0,
+            "cache_bytes": memory.used_bytes if memory is not None else 0,
         }
+
+    async def close(self) -> None:
+        """Give up what is under way for nobody, and let go of everything the engine made itself."""
+        await self._shared.close()
+        await self.sender.close()
+        await self._clients.close()
+        if self.limits is not None:
+            await self.limits.close()
+        if self.cache is not None and self._owns_cache:
+            await self.cache.close()
+
+    def _cache(self, policy: Policy, takes_over: "Engine | None", beside: "Engine | None") -> Cache | None:
+        if not policy.cache.enabled:
+            return None
+        if beside is not None:
+            return beside.cache
+        if takes_over is None or takes_over.cache is None or takes_over.cache.policy != policy.cache:
+            return Cache(policy.cache)
+        takes_over._owns_cache = False  # noqa: SLF001 - another engine
+        return takes_over.cache
+
+    def _hit(self, found: Found, key: bytes, request: HttpRequest, said: Directives, record: CallRecord) -> Reply:
+        if found.wants_refresh:
+            again = CallRecord(self._listener, self._clock, request.method, said.path, said.kind, said.traceparent)
+            again.caller, again.step, again.asked = record.caller, record.step, record.asked
+            self._shared.refresh(request, key, said, again)
+        record.shared("hit", 200, found.value.cost_usd, found.level)
+        record.finish()
+        return self._replays.reply(key, found)
 
     async def _pass(self, request: HttpRequest, record: CallRecord) -> Reply:
         """Send it on and the answer back, sharing nothing."""
         try:
-            answer = await self.upstream.send(request, record)
+            answer = await self.sender.send(request, record)
             if answer.stream or not answer.is_small:
                 return Reply(answer.status, to_client(answer.headers, b"bypass", length=True), answer)
             body = await answer.whole()
-        except _FAILURES as error:
-            reply = error_reply(error, b"bypass")
+        except FAILURES as error:
+            dialect = dialect_for(record.path, request.headers)
+            reply = error_reply(error, b"bypass", dialect, record.taken)
             record.status = record.status or reply.status
             record.finish(error_name(error))
             return reply
         except asyncio.CancelledError as error:
             record.finish(error_name(error))
             raise
-        return Reply(answer.status, to_client(answer.headers, b"bypass", length=request.method == "HEAD"), body)
+        headers = to_client(answer.headers, b"bypass", length=request.method == "HEAD")
+        if record.cost_usd is not None:
+            headers.append((b"x-paceline-cost-usd", usd(record.cost_usd)))
+        return Reply(answer.status, headers, body)
 
-    def _lead(self, request: HttpRequest, key: bytes, record: CallRecord) -> Awaitable[Reply]:
-        """Make the call that others may join. It runs in a task of its own and writes its own span."""
-        record.outcome = "miss"
-
-        async def produce(flight: Flight) -> None:
-            try:
-                answer = await self.upstream.send(request, record)
-            except BaseException as error:
-                record.finish(error_name(error))
-                raise
-            try:
-                flight.begin(answer.status, answer.headers)
-                async for piece in answer:
-                    flight.add(piece)
-            finally:
-                await answer.aclose()
-            flight.cost_usd = record.cost_usd
-            self._store(key, flight, answer, record)
-
-        if self.flights is not None:
-            return self._follow(self.flights.start(key, produce), None, b"miss")
-        flight = Flight()
-        flight.start(produce)
-        return self._follow(flight, None, b"miss")
-
-    async def _follow(self, flight: Flight, joined: CallRecord | None, outcome: bytes) -> Reply:
-        """Answer from a call under way; `joined` is the record of a caller that did not start it."""
-        flight.join()
-        follower = _Follower(flight, joined)
-        try:
-            await flight.head()
-            headers = to_client(flight.headers, outcome, length=False)
-            if is_event_stream(flight.headers):
-                return Reply(flight.status, headers, follower)
-            await flight.whole()
-        except BaseException as error:
-            follower.end(error_name(error))
-            if isinstance(error, _FAILURES):
-                return error_reply(error, outcome)
-            raise
-        follower.end(None)
-        return Reply(flight.status, headers, b"".join(flight.pieces))
-
-    def _store(self, key: bytes, flight: Flight, answer: Answer, record: CallRecord) -> None:
-        """Keep the answer if it is whole: never an error, a refusal, or a stream without its final event."""
-        if self.cache is None or not record.info.complete or record.info.refused:
-            return
-        body = b"".join(flight.pieces)
-        stored = StoredReply(
-            headers=[*to_store(answer.headers), (b"x-paceline-cache", b"hit")],
-            pieces=_events(body) if answer.stream else [body],
-            stream=answer.stream,
-            cost_usd=record.cost_usd,
-        )
-        self.cache.put(key, stored)
+    def _watch_prefix(self, record: CallRecord) -> None:
+        if self.prefixes is not None and record.asked is not None and record.attempts:
+            self.prefixes.saw(record.asked.prefix, record.usage)
+        self._tell(record)
 
 
-class _Follower:
-    """One caller's view of a shared call: the body as an iterator, and the end counted once."""
-
-    def __init__(self, flight: Flight, joined: CallRecord | None) -> None:
-        self._flight = flight
-        self._joined = joined
-        self._pieces = flight.follow()
-        self._over = False
-
-    def __aiter__(self) -> "_Follower":
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self._pieces.__anext__()
-        except StopAsyncIteration:
-            self.end(None)
-            raise
-        except UpstreamError as error:
-            self.end(error_name(error))
-            raise
-
-    async def aclose(self) -> None:
-        """The caller is gone, or has everything."""
-        self.end("client_closed")
-
-    def end(self, error: str | None) -> None:
-        """Leave the call; a joined one writes its span."""
-        if self._over:
-            return
-        self._over = True
-        self._flight.leave()
-        if self._joined is not None:
-            self._joined.shared("join", self._flight.status, self._flight.cost_usd)
-            self._joined.finish(error)
-
-
-def _replay(stored: StoredReply, record: CallRecord) -> Reply:
-    record.shared("hit", 200, stored.cost_usd)
-    record.finish()
-    return Reply(200, stored.headers, stored.pieces if stored.stream else stored.pieces[0])
-
-
-def _events(body: bytes) -> list[bytes]:
-    """A stream's body cut after each event."""
-    *events, rest = body.split(b"\n\n")
-    return [event + b"\n\n" for event in events] + ([rest] if rest else [])
+def _nobody(record: CallRecord) -> None:
+    """Hears of a call and does nothing."""

@@ -43,7 +43,8 @@ def to_upstream(headers: Headers, *, readable: bool) -> list[tuple[bytes, bytes]
 def to_client(headers: Headers, outcome: bytes, *, length: bool) -> list[tuple[bytes, bytes]]:
     """Headers for the caller, with the cache's outcome; `length`: the content-length still holds."""
     dropped = _with_named(_HOP_BY_HOP if length else _FRAMING, headers)
-    kept = [header for header in headers if header[0] not in dropped]
+    # Another layer of ours behind this one says such things, too; the caller wants to know what this one did.
+    kept = [header for header in headers if header[0] not in dropped and not header[0].startswith(_OWN_PREFIX)]
     kept.append((b"x-paceline-cache", outcome))
     return kept
 

@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from paceline.accelerate.policy import TEXT
+from paceline.accelerate.cache.keys import named_key, partition_of
+from paceline.accelerate.cache.policy import TEXT
 from paceline.wire.call import Dialect
 from paceline.wire.dialects import DIALECTS
 
@@ -29,7 +30,7 @@ def tenant_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 def call_key(
     tenant: bytes, place: bytes, dialect: Dialect, path: str, call: dict[str, Any], canon: bytes, *, mode: str
 ) -> bytes:
-    """32 bytes that equal calls share.
+    """32 bytes that equal calls share, the tenant's partition first.
 
     `place` is the server and what of the head changes the answer; `call` is the decoded body, `canon` its canonical
     form; `mode` EXACT or TEXT (see `plain`).
@@ -37,9 +38,9 @@ def call_key(
     if mode == TEXT:
         texts = {name: _plain_texts(value) for name, value in call.items() if name in dialect.text_fields}
         canon = dialect.canonical({**call, **texts})
-    # The tenant has a fixed length, and each other part says its own, so no two lists of parts look alike.
+    # Each part says its length, so no two lists of parts look alike.
     parts = (place, path.encode(), dialect.delivery(path, call), canon)
-    return hashlib.sha256(tenant + b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
+    return named_key(partition_of(tenant), b"".join(b"%d:%b" % (len(part), part) for part in parts))
 
 
 def plain(text: str) -> str:

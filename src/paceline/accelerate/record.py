@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from paceline.accelerate.asked import Asked
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
+from paceline.accelerate.routing.taken import RouteTaken
 from paceline.clock import Clock
 from paceline.wire.call import LLM, ReplyInfo, StreamReader, Usage
 from paceline.wire.tokens import estimate_tokens
@@ -37,6 +38,7 @@ class CallRecord:
         "headers",
         "info",
         "kind",
+        "level",
         "method",
         "outcome",
         "path",
@@ -47,6 +49,7 @@ class CallRecord:
         "start_ns",
         "status",
         "step",
+        "taken",
         "traceparent",
         "usage",
         "usage_estimated",
@@ -66,7 +69,9 @@ class CallRecord:
         self.caller: Caller | None = None
         self.step: str | None = None
         self.asked: Asked | None = None  # None: not a model call
-        self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared
+        self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
+        self.level: str | None = None  # of the cache that had the answer
+        self.taken: RouteTaken | None = None  # where the call went; None: nowhere
         self.attempts = 0
         self.queued = False  # it waited for a turn or for the provider's limit
         self.retry_after_s: float | None = None  # what the provider last asked for
@@ -109,9 +114,9 @@ class CallRecord:
         elif self._parts is not None:
             self._parts.append(data)
 
-    def shared(self, outcome: str, status: int, cost_usd: float | None) -> None:
-        """It was answered from the cache ("hit") or by another's call ("join"), which cost that much."""
-        self.outcome, self.status, self.saved_usd = outcome, status, cost_usd
+    def shared(self, outcome: str, status: int, cost_usd: float | None, level: str | None = None) -> None:
+        """It was answered from a level of the cache ("hit") or by another's call ("join"), which cost that much."""
+        self.outcome, self.status, self.saved_usd, self.level = outcome, status, cost_usd, level
 
     def finish(self, error: str | None = None) -> None:
         """The call is over; `error` says how it failed, when its status does not."""
@@ -147,4 +152,6 @@ class CallRecord:
             return None
         if self.usage is None:  # providers do not bill what they refuse; without any answer nobody knows
             return 0.0 if self.status >= 400 and (self.headers or not self.attempts) else None
-        return cost_usd(self.asked.info.model, self.usage)
+        asked, taken = self.asked, self.taken
+        model = taken.model if taken is not None and taken.model is not None else asked.info.model
+        return cost_usd(model, self.usage, asked.dialect.price_provider, answered_by=self.info.model)

@@ -17,6 +17,8 @@ class Flight:
         self.pieces: list[bytes] = []
         self.done = False
         self.error: Exception | None = None
+        self.is_stream = False
+        self.level: str | None = None  # of the cache, where the answer came from there; None: the provider
         self.cost_usd: float | None = None  # what the call cost, once known: what each joined caller saved
         self.followers = 0
         self.abandoned = False  # its last follower left before the end
@@ -29,9 +31,9 @@ class Flight:
 
     # --- producer ------------------------------------------------------------------------------------------------
 
-    def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def begin(self, status: int, headers: list[tuple[bytes, bytes]], *, stream: bool) -> None:
         """The head of the answer is known."""
-        self.status, self.headers = status, headers
+        self.status, self.headers, self.is_stream = status, headers, stream
         self._wake()
 
     def add(self, data: bytes) -> None:
@@ -48,7 +50,12 @@ class Flight:
     def leave(self) -> None:
         """Count one less; the last one to leave a call under way cancels it."""
         self.followers -= 1
-        if self.followers == 0 and not self.done and self._task is not None:
+        if self.followers == 0:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Cancel the call, if it is still under way; whoever follows gets ConnectionError."""
+        if not self.done and self._task is not None:
             self.abandoned = True
             self._task.cancel()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import Listener
+from paceline.accelerate.routing.providers import Providers
 from paceline.clock import Clock
 from paceline.gateway.config import GatewayConfig, credentials
 from paceline.gateway.keys_door import Door
@@ -48,12 +49,11 @@ class Composition:
         """
         door = self._door(config, rows)
         old = self.gateway.engine if self.gateway is not None else None
-        engine = old if old is not None and self._same_engine(config) else self._engine(config)
+        engine = old if old is not None and self._same_engine(config) else self._engine(config, old)
         if self.gateway is None:
             self.gateway = Gateway(engine, door=door, pages=self._pages)
         else:
             if old is not None and engine is not old:
-                self._inherit(engine, old, config)
                 task = asyncio.get_running_loop().create_task(_retire(old))  # awaited by `close`
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
@@ -67,7 +67,7 @@ class Composition:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         if self.gateway is not None:
-            await self.gateway.engine.upstream.client.close()
+            await self.gateway.engine.close()
 
     def _door(self, config: GatewayConfig, rows: Mapping[str, int]) -> Door | None:
         secrets = credentials(config, os.environ)
@@ -76,23 +76,28 @@ class Composition:
         meters = [(key, Meter(key, self._table, rows[key.id], self._process)) for key in config.keys]
         return Door(meters, secrets)
 
-    def _engine(self, config: GatewayConfig) -> Engine:
+    def _engine(self, config: GatewayConfig, old: Engine | None) -> Engine:
         server = config.server
         timeouts = Timeouts(
             connect_s=server.connect_s,
             first_byte_s=server.first_byte_s / self._speed,
             silence_s=server.silence_s / self._speed,
         )
-        client = HttpClient(config.url_of("openai"), timeouts=timeouts)
-        return Engine(client, config.policy, clock=self._clock, speed=self._speed, listener=self._listener)
+        return Engine(
+            Providers(
+                openai=config.url_of("openai"), anthropic=config.url_of("anthropic"), gemini=config.url_of("gemini")
+            ),
+            config.policy,
+            client=lambda url: HttpClient(url, timeouts=timeouts),
+            takes_over=old,
+            clock=self._clock,
+            speed=self._speed,
+            listener=self._listener,
+        )
 
     def _same_engine(self, config: GatewayConfig) -> bool:
         was = self.config
         return was is not None and _of_engine(was) == _of_engine(config)
-
-    def _inherit(self, engine: Engine, old: Engine, config: GatewayConfig) -> None:
-        if self.config is not None and self.config.policy.cache == config.policy.cache:
-            engine.cache = old.cache
 
 
 def needs_restart(old: GatewayConfig, new: GatewayConfig) -> list[str]:
@@ -109,9 +114,8 @@ def _of_engine(config: GatewayConfig) -> tuple[object, ...]:
 
 async def _retire(engine: Engine) -> None:
     """Close an engine that was replaced, once its last call is over."""
-    limiter, client = engine.upstream.limiter, engine.upstream.client
     try:
-        while client.busy or limiter.in_flight or limiter.waiting:  # noqa: ASYNC110 - engines tell nobody
+        while engine.is_busy:  # noqa: ASYNC110 - engines tell nobody
             await asyncio.sleep(_LOOK_S)
     finally:
-        await client.close()
+        await engine.close()

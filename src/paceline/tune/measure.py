@@ -10,7 +10,6 @@ from typing import Protocol
 
 import msgspec
 
-from paceline.accelerate.policy import Policy
 from paceline.errors import ServiceError
 from paceline.load.driver import Snapshot, drive
 from paceline.load.scenario import Scenario
@@ -70,19 +69,6 @@ class Bench:
         if self.target.provider.simulate:
             env.setdefault("OPENAI_API_KEY", "simulated")  # SDKs insist on one; a real one has no business here
         return env
-
-    def policy(self, setting: Setting) -> Policy | None:
-        """The setting's policy with its times as the gateway's clock needs them."""
-        policy = setting.policy
-        if policy is None or self.speed == 1:
-            return policy
-        replace = msgspec.structs.replace
-        return replace(
-            policy,
-            cache=replace(policy.cache, ttl_s=policy.cache.ttl_s / self.speed),
-            concurrency=replace(policy.concurrency, max_wait_s=policy.concurrency.max_wait_s / self.speed),
-            retry_429=replace(policy.retry_429, max_wait_s=policy.retry_429.max_wait_s / self.speed),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +144,7 @@ async def measure(bench: Bench, setting: Setting, run: RunFolder, scenarios: lis
                 ready_timeout_s=service.ready_timeout_s,
                 stop_timeout_s=service.stop_timeout_s,
                 upstream=url,
-                policy=bench.policy(setting),
+                policy=setting.policy,
             ) as recorded,
         ):
             for scenario in scenarios:

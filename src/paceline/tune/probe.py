@@ -19,7 +19,8 @@ from paceline.project.pace import MIN_CALLS, ModelPace
 from paceline.trace.data import RunData
 from paceline.tune.measure import Bench
 from paceline.wire.client import HttpClient
-from paceline.wire.openai import StreamReader, Usage
+from paceline.wire.call import Usage
+from paceline.wire.openai import StreamReader
 
 CALLS = 12
 _AT_ONCE = 3  # few, so that the provider's own queue does not count

@@ -90,11 +90,12 @@ def by_gateway(change: Change, *, of_model: bool) -> dict[str, object]:
     """
     match change:
         case Route(step=step, model=model):
-            return {"routes": [{"step": step, "model": model}]}
+            return {"routing": {"routes": [{"step": step, "model": model}]}}
         case Limit(resource=resource, size=size, queued=True) if resource.startswith("provider"):
             model = resource.removeprefix("provider").removeprefix(":")
-            bound: dict[str, object] = {"models": {model: size}} if model else {"limit": size}
-            return {"retry_429": {"enabled": True}} | ({"concurrency": bound} if size else {})
+            bound: dict[str, object] = {"concurrency": size} if size else {}
+            limits = {"models": {model: bound}} if model and bound else bound
+            return {"limits": {**limits, "adaptive": {"enabled": True}}, "routing": {"retries": {"enabled": True}}}
         case Cache(step=str(), key=key, shared_in_flight=shared) if of_model:
             return {"cache": {"enabled": True, "key": key}} | ({"single_flight": True} if shared else {})
         case Remove(repeats_only=True) if of_model:

@@ -109,11 +109,9 @@ class Servers:
         return server
 
     def _engine(self, client: HttpClient) -> Engine:
-        engine = Engine(client, self._policy, listener=self._heard)
-        if self._first is None:
-            self._first = engine
-        else:  # keys hold the tenant, tenants hold the server: nothing crosses
-            engine.cache, engine.flights = self._first.cache, self._first.flights
+        # Keys hold the tenant, tenants hold the server: nothing crosses.
+        engine = Engine(client, self._policy, listener=self._heard, beside=self._first)
+        self._first = self._first or engine
         return engine
 
     def _heard(self, record: CallRecord) -> None:

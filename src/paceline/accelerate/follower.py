@@ -1,0 +1,46 @@
+"""Follower: one caller's view of a shared call."""
+
+from paceline.accelerate.record import CallRecord
+from paceline.accelerate.routing.replies import error_name
+from paceline.accelerate.single_flight import Flight
+from paceline.errors import UpstreamError
+
+
+class Follower:
+    """The body as an iterator, and the end counted once."""
+
+    def __init__(self, flight: Flight, joined: CallRecord | None) -> None:
+        """`joined`: the record of a caller that did not start the call; the one that did is told by its producer."""
+        flight.join()
+        self._flight = flight
+        self._joined = joined
+        self._pieces = flight.follow()
+        self._over = False
+
+    def __aiter__(self) -> "Follower":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            self.end(None)
+            raise
+        except UpstreamError as error:
+            self.end(error_name(error))
+            raise
+
+    async def aclose(self) -> None:
+        """The caller is gone, or has everything."""
+        self.end("client_closed")
+
+    def end(self, error: str | None) -> None:
+        """Leave the call; a joined one tells its record."""
+        if self._over:
+            return
+        self._over = True
+        self._flight.leave()
+        if self._joined is not None:
+            flight = self._flight
+            self._joined.shared("join", flight.status, flight.cost_usd, flight.level)
+            self._joined.finish(error)

@@ -53,6 +53,8 @@ def decode(text: str) -> RoutingPolicy:
         ("[[deployments]]\nname = 'a'\nmodel = 'm'\nurl = 'http://x'\nprovider = 'cohere'", "got 'cohere'"),
         ("[[deployments]]\nname = 'a'\nmodel = 'm'\nurl = 'http://x'\nweight = 0", "weight must be above 0"),
         ("[[deployments]]\nname = 'a'\nmodel = 'm'\nurl = 'http://x'\nkey_env = 'K'\nkeyless = true", "contradict"),
+        ("[[deployments]]\nname = 'openai'\nmodel = 'm'\nurl = 'http://x'", "that is the provider itself"),
+        ("[[deployments]]\nname = 'a'\nmodel = 'm'\nurl = 'http://x'\nheaders = {x = \"a\\nb: c\"}", "not a header"),
         ("[aliases]\nfast = 'faster'\nfaster = 'm'", "names another alias"),
         ("[retries]\nattempts = 0", "attempts must be at least 1"),
         ("[retries]\nstatuses = [200]", "between 400 and 599"),
@@ -222,6 +224,8 @@ def test_providers_take_urls_with_and_without_version() -> None:
 
 def test_what_is_no_url_is_refused() -> None:
     """At start."""
+    with pytest.raises(ConfigError, match="has no query"):
+        Clients().at("https://h/v1?api-version=1")
     with pytest.raises(ConfigError, match="not a server's URL"):
         make_dispatcher(RoutingPolicy(), Clients(), Providers.at("ftp://x"), environ={})
 

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from paceline.accelerate.headers import is_event_stream
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.accelerate.routing.replies import error_name
@@ -23,14 +22,18 @@ class Answer:
         """`attempt` None: not a model call, nothing is limited or watched."""
         self.status = reply.status
         self.headers = reply.headers
-        self.stream = is_event_stream(reply.headers)
+        self.stream = encoded = False
+        for name, value in reply.headers:
+            if name == b"content-type":
+                self.stream = value.startswith(b"text/event-stream")
+            elif name == b"content-encoding":
+                encoded = value != b"identity"
         self._reply = reply
         self._record = record
         self._attempt = attempt
         self._over = False
         self._ready: list[bytes] = [] if attempt is None else attempt.ready
         self._is_read = attempt is not None and attempt.is_read
-        encoded = (reply.header(b"content-encoding") or b"identity") != b"identity"
         record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
 
     def __aiter__(self) -> "Answer":

@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from paceline.accelerate.headers import is_event_stream
 from paceline.accelerate.limits import Signal, signal_of
 from paceline.accelerate.routing.call import RoutedCall
 from paceline.accelerate.routing.gates import Permit
@@ -17,6 +16,9 @@ from paceline.wire.client import ClientReply
 
 T = TypeVar("T")
 _WHOLE_BYTES = 4 * 1024 * 1024
+# Reading and weighing the limits an answer states takes 20 us, so at most this often for a place that answers well.
+_LISTEN_S = 0.05
+_TAKEN = Signal(status=200)
 
 
 class Attempt:
@@ -119,9 +121,9 @@ class Attempt:
             self.reply.close()
         lane = self.lane
         lane.end(self._call.now_s(), failed=failed, probe=self._probe)
-        if output_tokens is not None:
-            lane.wrote(output_tokens)
         if self.permit is not None:
+            if output_tokens is not None:
+                lane.wrote(output_tokens)
             if tokens is not None:
                 self.permit.used(tokens)
             self.permit.leave()
@@ -152,16 +154,19 @@ class Attempt:
             self.refusal = await self._read(reply)
             self.signal = signal_of(reply.status, reply.headers, self.refusal, time.time())
             return
+        now_s = call.now_s()
         if self._adaptive:
-            self.signal = signal_of(reply.status, reply.headers, None, time.time())
-        if not guarded:
-            pass
-        elif is_event_stream(reply.headers):
-            await self._open(reply)
-        elif not call.stream and is_small(reply):  # Gemini's streams may be one long JSON array
-            await self._read(reply)
+            self.signal = _TAKEN
+            if now_s - lane.listened_s >= _LISTEN_S:
+                lane.listened_s = now_s
+                self.signal = signal_of(reply.status, reply.headers, None, time.time())
+        if guarded:
+            if (reply.header(b"content-type") or b"").startswith(b"text/event-stream"):
+                await self._open(reply)
+                now_s = call.now_s()
+            elif not call.stream and is_small(reply):  # Gemini's streams may be one long JSON array
+                await self._read(reply)
         if lane.is_watched:
-            now_s = call.now_s()
             lane.answered(now_s - self._started_s, now_s, stream=call.stream)
 
     async def _read(self, reply: ClientReply) -> bytes:

@@ -26,6 +26,7 @@ class Lane:
         "is_watched",
         "latency",
         "limits",
+        "listened_s",
         "model",
         "output_tokens",
         "target",
@@ -59,6 +60,7 @@ class Lane:
         self.is_watched = watched
         self.in_flight = 0
         self.held_until_s = 0.0  # the provider's last 429 asks to stay away until then
+        self.listened_s = 0.0  # when an answer's stated limits were last read
         self.output_tokens = _OUTPUT_TOKENS  # of a call, lately
         self.latency = PeakEwma(policy.latency_decay_s)
         self.breaker = Breaker(policy.breaker) if watched and policy.breaker.enabled else None

@@ -14,18 +14,20 @@ _PLANS = 1024  # callers choose model names, so what is kept of them needs a bou
 class Stage:
     """One model and the lanes that serve it, with the extra calls it may have."""
 
-    __slots__ = ("hedges", "lanes", "model", "retries")
+    __slots__ = ("_retries", "hedges", "lanes", "model", "retries")
 
     def __init__(self, model: str | None, lanes: tuple[Lane, ...], policy: RoutingPolicy, now_s: float) -> None:
         retries, hedge = policy.retries, policy.hedge
         self.model = model
         self.lanes = lanes
+        self._retries = policy.retries.enabled
         self.retries = Budget(retries.budget_ratio, per_s=retries.budget_per_s, burst=retries.budget_burst, now_s=now_s)
         self.hedges = Budget(hedge.budget_ratio, now_s=now_s) if hedge.enabled else None
 
     def earn(self) -> None:
         """A call came."""
-        self.retries.earn()
+        if self._retries:
+            self.retries.earn()
         if self.hedges is not None:
             self.hedges.earn()
 

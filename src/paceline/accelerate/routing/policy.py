@@ -63,6 +63,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         require(bool(self.name), "a deployment needs a name")
+        require(self.name not in DIALECTS, f"a deployment must not be called {self.name}: that is the provider itself")
+        for name, value in self.headers.items():
+            line = f"{name}: {value}"
+            require(line.isprintable() and line.isascii(), f"deployment {self.name}: not a header: {line!r}")
         require(
             self.provider in DIALECTS,
             f"deployment {self.name}: provider must be one of {', '.join(DIALECTS)}; got {self.provider!r}",

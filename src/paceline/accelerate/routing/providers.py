@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from paceline.accelerate.routing.policy import DIALECTS, require
+from paceline.errors import ConfigError
 from paceline.wire.client import HttpClient
 
 _VERSIONS = ("/v1", "/v1beta")
@@ -44,6 +45,9 @@ class Clients:
     def at(self, url: str) -> tuple[HttpClient, str]:
         """The client of the URL's server and the URL's path. Raises ConfigError for what is no URL."""
         parts = urlsplit(url)
+        if parts.query or parts.fragment:
+            msg = f"a provider's URL has no query: {url!r}; a deployment's goes into its `query`"
+            raise ConfigError(msg)
         origin = f"{parts.scheme}://{parts.netloc}"
         client = self._clients.get(origin)
         if client is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from paceline.accelerate.key import TENANT_HEADERS
 from paceline.accelerate.routing.policy import Deployment
 from paceline.accelerate.routing.providers import Clients, Providers, without_version
 from paceline.errors import ConfigError
@@ -13,10 +14,6 @@ from paceline.wire.client import HttpClient
 
 Headers = list[tuple[bytes, bytes]]
 
-# Every dialect's: a credential of one provider must not reach another by accident.
-CREDENTIALS = frozenset(
-    {b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"openai-organization", b"openai-project"}
-)
 _KEY_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 _OPERATION = re.compile(r"(?:.*?/(v1|v1beta|v1alpha)|.*/deployments/[^/]+)(/.*)", re.DOTALL)
 
@@ -35,6 +32,7 @@ class Target:
     __slots__ = (
         "_base",
         "_extra",
+        "_is_plain",
         "_query",
         "_replaces_key",
         "_replaces_version",
@@ -68,6 +66,7 @@ class Target:
         self._query = dict(query or {})
         self._extra: Headers = [(k.lower().encode(), v.encode()) for k, v in (extra or {}).items()]
         self._replaces_key = keyless or credential is not None
+        self._is_plain = not (base or replaces_version or query or extra or self._replaces_key)
         own = hashlib.sha256(f"{name}\n{credential or ''}".encode()).digest()
         self.credential = own if self._replaces_key else None
         self._scope = b"" if name == dialect else name.encode() + b"\n"
@@ -95,10 +94,11 @@ class Target:
 
     def word(self, target: str, headers: Headers, body: bytes) -> Worded:
         """The request for this place; `headers` have passed `to_upstream`."""
-        if self._base or self._replaces_version or self._query or self._replaces_key:
-            target = self._at_base(target)
+        if self._is_plain:
+            return Worded(target, headers, body)
+        target = self._at_base(target)
         if self._extra or self._replaces_key:
-            dropped = {name for name, _ in self._extra} | (CREDENTIALS if self._replaces_key else frozenset())
+            dropped = {name for name, _ in self._extra} | (TENANT_HEADERS if self._replaces_key else frozenset())
             headers = [header for header in headers if header[0] not in dropped] + self._extra
         return Worded(target, headers, body)
 
@@ -151,7 +151,7 @@ def deployment_target(deployment: Deployment, clients: Clients, environ: Mapping
 
 
 def _from_environment(environ: Mapping[str, str], variable: str, what: str) -> str:
-    value = environ.get(variable)
+    value = environ.get(variable, "").strip()
     if not value:
         msg = f"{what} takes its credential from the environment variable {variable}, which is not set"
         raise ConfigError(msg)

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from paceline.wire.http import Handler
+from paceline.wire.server import Server, ServerLimits, serve
+
 T = TypeVar("T")
 LIMIT_S = 10.0
 
@@ -30,10 +33,21 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 async def raw(port: int, data: bytes) -> bytes:
     """Send bytes, return everything the server says until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    answer = await reader.read()
-    writer.close()
-    return answer
+    try:
+        writer.write(data)
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Handler, **limits: float) -> AsyncIterator[Server]:
+    """A running server of ours, closed at once at the end."""
+    server = await serve(handler, "127.0.0.1", 0, limits=ServerLimits(**limits))  # type: ignore[arg-type]
+    try:
+        yield server
+    finally:
+        await server.close(0.0)
 
 
 async def until(condition: Any) -> None:

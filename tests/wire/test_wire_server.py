@@ -1,24 +1,14 @@
 """The server protocol over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
-from tests.wire.builders import raw, run, until
+from tests.wire.builders import raw, run, serving, until
 
 from paceline.errors import ConfigError
 from paceline.wire.http import Handler, HttpRequest, Reply
-from paceline.wire.server import Server, ServerLimits, serve
-
-
-@asynccontextmanager
-async def serving(handler: Handler, **limits: float) -> AsyncIterator[Server]:
-    server = await serve(handler, "127.0.0.1", 0, limits=ServerLimits(**limits))  # type: ignore[arg-type]
-    try:
-        yield server
-    finally:
-        await server.close(0.0)
+from paceline.wire.server import serve
 
 
 def echo(request: HttpRequest) -> Reply:
@@ -252,6 +242,36 @@ def test_client_gone_cancels_a_waiting_handler() -> None:
 
     run(main())
     assert seen == [True]
+
+
+def test_what_a_handler_took_is_given_back_though_the_client_left_at_once() -> None:
+    """A client that leaves before the handler's coroutine began still lets it begin, so that it can end."""
+    held: list[int] = []
+
+    def take(_: HttpRequest) -> Awaitable[Reply]:
+        held.append(1)
+
+        async def give_back() -> Reply:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                held.pop()
+            return Reply(200)
+
+        return give_back()
+
+    async def main() -> None:
+        async with serving(take) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            await until(lambda: server.sessions)
+            [session] = server.sessions
+            session.data_received(request_bytes())
+            assert held
+            session.connection_lost(None)
+            await until(lambda: not held)
+            writer.close()
+
+    run(main())
 
 
 def test_a_handler_that_raises_answers_500(caplog: pytest.LogCaptureFixture) -> None:

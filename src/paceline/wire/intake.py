@@ -203,7 +203,7 @@ class Intake:
         """Check framing and size; gives the values of Host."""
         hosts, size = [], len(self._target)
         for name, value in self._headers:
-            size += len(name) + len(value)
+            size += len(name) + len(value) + 4  # colon, space, line break
             if name == b"host":
                 hosts.append(value)
             elif name == b"content-length":

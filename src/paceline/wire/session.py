@@ -101,7 +101,8 @@ class Session(asyncio.Protocol):
         if self.active is not None:
             self.active.closed = True
         if self.task is not None:
-            self.task.cancel()
+            # Not before its first step: a coroutine cancelled before it began could not undo what the handler did.
+            self._service.loop.call_soon(self.task.cancel)
         self.resume_writing()
 
     def pause_writing(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,21 @@ ratios = st.floats(min_value=0, max_value=1)
 def test_merging_shards_equals_recording_everything(left: list[float], right: list[float]) -> None:
     """Two merged histograms answer as one that saw every sample."""
     assert Histogram.of(left).merge(Histogram.of(right)) == Histogram.of(left + right)
+
+
+@given(durations)
+def test_recording_one_by_one_equals_recording_all_at_once(samples: list[float]) -> None:
+    at_once = Histogram()
+    at_once.record_all(np.array(samples))
+    assert at_once == Histogram.of(samples)
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-9, 127e-9, 128e-9, 0.001, 1.0, 3600.0]), min_size=1, max_size=60))
+def test_many_blocks_answer_as_one(samples: list[float]) -> None:
+    """Records are counted in blocks; where a block ends changes nothing."""
+    histogram = Histogram.of(samples * 80)
+    assert histogram.count == len(samples) * 80
+    assert histogram.quantile(0.5) == pytest.approx(quantile(samples, 0.5), rel=0.005, abs=1e-9)
 
 
 @given(some, ratios)

@@ -24,7 +24,7 @@ from tests.wire.builders import (
 )
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamTimeout
-from paceline.wire.client import ClientLimits, HttpClient, Timeouts, connect, encode_request
+from paceline.wire.client import ClientLimits, HttpClient, Timeouts, connect, encode_headers, encode_request
 from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.server import serve
 
@@ -240,6 +240,61 @@ def test_above_its_connections_requests_wait() -> None:
             assert server.connections <= 2
 
     run(main())
+
+
+def test_warm_connections_are_used_first() -> None:
+    """Connections opened ahead are those the first requests use; no more than allowed are opened."""
+
+    async def main() -> None:
+        async with scripted(ok(b"x")) as server, client_of(server.url, connections=3) as client:
+            await client.warm(10)
+            await client.warm(2)
+            assert (client.idle, client.busy) == (3, 0)
+            assert [await fetch(client) for _ in range(3)] == [(200, b"x")] * 3
+            assert server.connections == 3
+
+    run(main())
+
+
+def test_warming_says_what_is_wrong() -> None:
+    """A server that is not there is an error of warming too, and no right to a connection is lost by it."""
+
+    async def main() -> None:
+        async with client_of("http://127.0.0.1:1", connections=2) as client:
+            for _ in range(3):
+                with pytest.raises(UpstreamBroken, match="cannot be reached"):
+                    await client.warm(2)
+            with pytest.raises(UpstreamBroken, match="cannot be reached"):
+                await fetch(client)
+
+    run(main())
+
+
+def test_a_kept_connection_is_closed_when_nobody_asks_any_more() -> None:
+    """An idle connection does not wait for the next request to find out that its time is over."""
+
+    async def main() -> None:
+        async with scripted(ok(b"x")) as server, client_of(server.url, idle_s=0.01) as client:
+            await fetch(client)
+            await until(lambda: client.idle == 0 and server.open == 0)
+
+    run(main())
+
+
+def test_headers_encoded_once_are_the_same_headers() -> None:
+    """What `encode_headers` prepared goes out as the plain headers do."""
+    headers = [(b"a", b"b"), (b"c", b"d")]
+    assert encode_request("POST", "/", "h", encode_headers(headers)) == encode_request("POST", "/", "h", headers)
+    assert encode_headers(headers) == tuple(headers)
+    with pytest.raises(ValueError, match="line break"):
+        encode_headers([(b"a", b"b\n")])
+
+
+@pytest.mark.parametrize("target", ["/a b", "/a\r\nx: y", "/\n"])
+def test_a_target_that_is_two_is_refused(target: str) -> None:
+    """Neither a space nor a line break gets into the request line."""
+    with pytest.raises(ValueError, match="request line"):
+        encode_request("GET", target, "a", [])
 
 
 def test_a_slow_consumer_stops_the_sender() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from paceline.accelerate.asked import Asked
 from paceline.accelerate.headers import to_upstream
@@ -191,10 +191,14 @@ class Dispatcher:
 
     def _admit_now(self, call: RoutedCall, stage: Stage) -> tuple[Lane, Permit | None] | None:
         """The lane to try next and the permit for it; None when every lane would have the call wait."""
-        now_s = call.now_s()
-        lanes = stage.lanes if len(stage.lanes) == 1 else usable(call, stage.lanes, now_s)
-        lane = pick(lanes, now_s, self._rand)
-        limits = self._limits
+        lanes: Sequence[Lane] = stage.lanes
+        limits, now_s = self._limits, 0.0
+        if len(lanes) == 1:
+            lane = lanes[0]
+        else:
+            now_s = call.now_s()
+            lanes = usable(call, lanes, now_s)
+            lane = pick(lanes, now_s, self._rand)
         if limits is None:
             return lane, None
         until_s = call.until_s(self._policy.retries.max_wait_s)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from paceline.errors import ConfigError
 from paceline.testing import PRESETS, Faults, Model, ProviderConfig, load_config
 from paceline.testing.buckets import Bucket, Quota, Refused, go_duration
+from paceline.testing.dialects.openai import OpenAIHouse
 from paceline.testing.draws import Draw
 from paceline.testing.vectors import embed
 
@@ -129,7 +130,8 @@ def test_what_failed_after_admission_is_given_back() -> None:
 def test_headers_say_what_is_left() -> None:
     quota = Quota(Model(requests_per_min=600, tokens_per_min=60_000), 0.0)
     quota.admit(1000, 0.0)
-    assert {name.decode(): value.decode() for name, value in quota.headers(0.0, speed=10.0)} == {
+    headers = OpenAIHouse().limit_headers(quota.limits(0.0, speed=10.0))
+    assert {name.decode(): value.decode() for name, value in headers} == {
         "x-ratelimit-limit-requests": "600",
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-requests": "10ms",

@@ -155,6 +155,8 @@ def test_counting_tokens_has_an_answer_of_its_own() -> None:
 def test_errors_are_worded_like_the_providers(status: int, kind: str) -> None:
     said = msgspec.json.decode(ANTHROPIC.error_body(status, "m"))
     assert said == {"type": "error", "error": {"type": kind, "message": "m"}}
+    coded = msgspec.json.decode(ANTHROPIC.error_body(status, "m", "gateway_overloaded"))
+    assert coded["error"]["details"] == {"error_code": "gateway_overloaded"}
 
 
 def test_a_container_is_kept_by_the_provider() -> None:

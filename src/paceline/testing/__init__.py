@@ -2,7 +2,8 @@
 
 from paceline.testing.config import PRESETS, Faults, Model, ProviderConfig, load_config
 from paceline.testing.provider import SimulatedProvider
-from paceline.testing.service import AnswerRule, ProviderCall
+from paceline.testing.service import ProviderCall
+from paceline.testing.writing import AnswerRule
 
 __all__ = [
     "PRESETS",

@@ -1,30 +1,31 @@
 """Who is let in at the simulated provider, and what befalls them: keys, limits, draws, faults."""
 
-import math
 import random
 from collections import OrderedDict
 from typing import Any, TypeVar
 
 import msgspec
 
-from paceline.testing.buckets import Quota, Refused, go_duration
+from paceline.testing.buckets import Quota, Refused
 from paceline.testing.config import Faults, Model, ProviderConfig
-from paceline.testing.dialect import ApiError
+from paceline.testing.dialects.house import Excess, House
 from paceline.testing.draws import Draw
+from paceline.testing.exchange import ApiError, Headers
+from paceline.wire.http import HttpRequest
 
-Headers = list[tuple[bytes, bytes]]
 _V = TypeVar("_V")
 
 _REMEMBERED_PROMPTS = 200_000  # above, the prompt seen longest ago counts as new again
 _REMEMBERED_QUOTAS = 10_000
-_CAUSES = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)"}
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a model that exists."""
 
-    path: str
-    name: str
+    request: HttpRequest
+    house: House
+    name: str  # of the model, as asked for
+    known: str  # its name in the configuration
     model: Model
     key: str
     prompt: bytes  # digest of what is asked of which model
@@ -43,13 +44,10 @@ class Admission:
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._chains: dict[str, _Chain] = {}
 
-    def check_key(self, key: str) -> None:
-        """Raises ApiError 401 when keys are configured and this is none of them."""
-        if not self._config.api_keys or key in self._config.api_keys:
-            return
-        if not key:
-            raise ApiError(401, "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-        raise ApiError(401, f"Incorrect API key provided: {key[:4]}***.", code="invalid_api_key")
+    def check_key(self, key: str, house: House) -> None:
+        """Raises ApiError when keys are configured and this is none of them."""
+        if self._config.api_keys and key not in self._config.api_keys:
+            raise house.wrong_key(key)
 
     def draw(self, ask: Ask) -> Draw:
         """The draws this request gets if it is admitted now."""
@@ -57,48 +55,48 @@ class Admission:
 
     def admit(self, ask: Ask, tokens: int) -> Headers:
         """Count the request against its limits; the headers that say what is left. Raises ApiError 429."""
-        quota = self._quotas.get((ask.name, ask.key))
+        quota = self._quotas.get((ask.known, ask.key))
         if quota is None:
             quota = Quota(ask.model, ask.at_s, failed_count=self._config.failed_count)
-        remember(self._quotas, (ask.name, ask.key), quota, _REMEMBERED_QUOTAS)
+        remember(self._quotas, (ask.known, ask.key), quota, _REMEMBERED_QUOTAS)
         try:
             quota.admit(tokens, ask.at_s)
         except Refused as refused:
-            raise self._rate_error(ask, refused, tokens, quota.headers(ask.at_s, self._speed)) from None
+            raise self._rate_error(ask, refused, tokens, self._left(ask, quota)) from None
         # Only what is admitted counts as seen: refusals hang on timing, and must not change anybody's draws.
         remember(self._seen, ask.prompt, self._seen.get(ask.prompt, 0) + 1, _REMEMBERED_PROMPTS)
-        return quota.headers(ask.at_s, self._speed)
+        return self._left(ask, quota)
 
     def fault(self, ask: Ask, draw: Draw, tokens: int, *, stream: bool) -> str:
-        """What befalls an admitted request: "timeout", "cut_stream" or "". Raises ApiError 500 and 503."""
+        """What befalls an admitted request: "timeout", "cut_stream" or "". Raises ApiError 500, and 503 or 529."""
         faults = ask.model.faults or self._config.faults
-        error = None
-        if faults.p_bad and self._chain(ask.name).fails(faults):
-            what = "The server is currently overloaded with other requests. Sorry about that! Please try again."
-            error = ApiError(503, what, "server_error", fault="bad_error")
+        error, name = None, ""
+        if faults.p_bad and self._chain(ask.known).fails(faults):
+            error, name = ask.house.overloaded(), "bad_error"
         elif draw.fault < faults.error_500:
-            what = "The server had an error while processing your request. Sorry about that!"
-            error = ApiError(500, what, "server_error", fault="error_500")
+            error, name = ask.house.broken(), "error_500"
         if error is not None:
-            self._quotas[ask.name, ask.key].give_back(tokens, ask.at_s)
+            error.fault = name
+            self._quotas[ask.known, ask.key].give_back(tokens, ask.at_s)
             raise error
         if draw.fault < faults.error_500 + faults.timeout:
             return "timeout"
         cut = stream and draw.fault < faults.error_500 + faults.timeout + faults.cut_stream
         return "cut_stream" if cut else ""
 
+    def _left(self, ask: Ask, quota: Quota) -> Headers:
+        return ask.house.limit_headers(quota.limits(ask.at_s, self._speed))
+
     def _rate_error(self, ask: Ask, refused: Refused, tokens: int, headers: Headers) -> ApiError:
-        limit = ask.model.requests_per_min if refused.what == "requests" else ask.model.tokens_per_min
-        asked = 1 if refused.what == "requests" else tokens
-        where = f"for {ask.name} on {_CAUSES[refused.what]}: Limit {limit:.0f}, Requested {asked}."
-        if math.isinf(refused.wait_s):
-            what = f"Request too large {where} The input or output tokens must be reduced in order to run successfully."
-            return ApiError(429, what, refused.what, code="rate_limit_exceeded", headers=headers)
-        wait_s = refused.wait_s / self._speed
-        what = f"Rate limit reached {where} Please try again in {go_duration(wait_s)}."
-        # Whole seconds as providers send them; the milliseconds, which SDKs prefer, are exact at any speed.
-        hints = [(b"retry-after-ms", b"%d" % math.ceil(wait_s * 1000)), (b"retry-after", b"%d" % math.ceil(wait_s))]
-        return ApiError(429, what, refused.what, code="rate_limit_exceeded", headers=[*headers, *hints])
+        per_min = ask.model.requests_per_min if refused.what == "requests" else ask.model.tokens_per_min
+        excess = Excess(
+            model=ask.name,
+            what=refused.what,
+            per_min=per_min or 0.0,
+            asked=1 if refused.what == "requests" else tokens,
+            wait_s=refused.wait_s / self._speed,
+        )
+        return ask.house.over_limit(excess, headers)
 
     def _chain(self, name: str) -> "_Chain":
         if name not in self._chains:

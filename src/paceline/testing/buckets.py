@@ -2,6 +2,8 @@
 
 import math
 
+import msgspec
+
 from paceline.testing.config import Model
 
 _ROUNDING = 1e-9  # seconds; a wait below it is none
@@ -35,6 +37,15 @@ class Bucket:
     def drain(self, amount: float, now_s: float) -> None:
         """Take as much of `amount` as there is: a refused request that counts puts nobody into debt."""
         self.take(max(0.0, min(amount, self.level(now_s))), now_s)
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """One of a model's limits as it stands: "requests" or "tokens" a minute; the reset is wall time."""
+
+    what: str
+    per_min: float
+    remaining: int
+    reset_s: float
 
 
 class Refused(Exception):
@@ -77,16 +88,17 @@ class Quota:
             for what, bucket in self._buckets.items():
                 bucket.take(-1.0 if what == "requests" else -float(tokens), now_s)
 
-    def headers(self, now_s: float, speed: float = 1.0) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-*` as OpenAI sends them: limits per minute, resets in wall time until the bucket is full."""
-        found: list[tuple[str, str]] = []
-        for what, bucket in self._buckets.items():
-            found += [
-                (f"limit-{what}", f"{bucket.per_min:.0f}"),
-                (f"remaining-{what}", str(max(0, int(bucket.level(now_s))))),
-                (f"reset-{what}", go_duration(bucket.wait_s(bucket.capacity, now_s) / speed)),
-            ]
-        return [(f"x-ratelimit-{name}".encode(), value.encode()) for name, value in found]
+    def limits(self, now_s: float, speed: float = 1.0) -> list[Limit]:
+        """Each limit as it stands; the reset is wall time until its bucket is full."""
+        return [
+            Limit(
+                what=what,
+                per_min=bucket.per_min,
+                remaining=max(0, int(bucket.level(now_s))),
+                reset_s=bucket.wait_s(bucket.capacity, now_s) / speed,
+            )
+            for what, bucket in self._buckets.items()
+        ]
 
 
 def go_duration(seconds: float) -> str:

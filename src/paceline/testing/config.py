@@ -41,9 +41,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One model. Times are seconds at its real pace; lengths are tokens; None: no limit."""
 
     kind: str = "chat"  # or "embedding"
+    provider: str | None = None  # "openai", "anthropic", "gemini"; None: all three serve it
     ttft_p50_s: float = 0.4  # to the first token, log-normal; for an embedding: to the answer
     ttft_p95_s: float = 1.0
     ttft_per_1000_tokens_s: float = 0.0  # added for every 1,000 tokens of input
+    event_tokens: int = 1  # tokens that one event of a stream brings
     token_gap_s: float = 0.012  # between tokens, gamma with a coefficient of variation of 0.5
     output_p50_tokens: float = 129.0  # log-normal; both from the Azure conversation trace of 2023
     output_p90_tokens: float = 424.0
@@ -58,6 +60,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         _require(self.kind in ("chat", "embedding"), f"kind must be chat or embedding; got {self.kind!r}")
+        known = self.provider in (None, "openai", "anthropic", "gemini")
+        _require(known, f"provider must be openai, anthropic or gemini; got {self.provider!r}")
         _require(0 < self.ttft_p50_s <= self.ttft_p95_s, "ttft_p50_s must be above 0 and not above ttft_p95_s")
         lengths = 1 <= self.output_p50_tokens <= self.output_p90_tokens
         _require(lengths, "output_p50_tokens must be at least 1 and not above output_p90_tokens")
@@ -66,7 +70,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in ("requests_per_min", "tokens_per_min", "burst_s", "no_context_ratio"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be above 0; got {value}")
-        for name in ("max_output_tokens", "context_tokens", "dimensions"):
+        for name in ("max_output_tokens", "context_tokens", "dimensions", "event_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; got {getattr(self, name)}")
         _require(
             self.dimensions <= MAX_DIMENSIONS, f"dimensions must be at most {MAX_DIMENSIONS}; got {self.dimensions}"
@@ -75,16 +79,28 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 MAX_DIMENSIONS = 4096
 _EMBEDDING = Model(kind="embedding", ttft_p50_s=0.12, ttft_p95_s=0.3, token_gap_s=0.0, context_tokens=8192)
-
+_with = msgspec.structs.replace
+_CLAUDE = Model(provider="anthropic", context_tokens=200_000, max_output_tokens=64_000)
+_SONNET = _with(_CLAUDE, ttft_p50_s=1.0, ttft_p95_s=2.5, token_gap_s=0.018)
+_GEMINI = Model(provider="gemini", context_tokens=1_048_576, max_output_tokens=65_536, event_tokens=8)
 # Knobs read off published measurements that differ among themselves by up to ten times; never claims about a product.
-PRESETS: dict[str, Model] = {
+_OPENAI: dict[str, Model] = {
     "gpt-4": Model(ttft_p50_s=0.8, ttft_p95_s=2.0, token_gap_s=0.094),
     "gpt-4-turbo": Model(ttft_p50_s=0.9, ttft_p95_s=2.0, token_gap_s=0.02),
     "gpt-4o": Model(ttft_p50_s=0.35, ttft_p95_s=0.9, token_gap_s=0.012),
     "gpt-4o-mini": Model(ttft_p50_s=0.3, ttft_p95_s=0.8, token_gap_s=0.01),
     "gpt-3.5-turbo": Model(ttft_p50_s=0.3, ttft_p95_s=0.7, token_gap_s=0.03),
     "text-embedding-3-small": _EMBEDDING,
-    "text-embedding-3-large": msgspec.structs.replace(_EMBEDDING, ttft_p50_s=0.18, ttft_p95_s=0.4, dimensions=1024),
+    "text-embedding-3-large": _with(_EMBEDDING, ttft_p50_s=0.18, ttft_p95_s=0.4, dimensions=1024),
+}
+PRESETS: dict[str, Model] = {
+    **{name: _with(model, provider="openai") for name, model in _OPENAI.items()},
+    "claude-haiku-4-5": _with(_CLAUDE, ttft_p50_s=0.5, ttft_p95_s=1.2, token_gap_s=0.011),
+    "claude-sonnet-4-5": _SONNET,
+    "claude-sonnet-4-6": _SONNET,
+    "gemini-2.5-flash": _with(_GEMINI, ttft_p50_s=0.4, ttft_p95_s=0.9, token_gap_s=0.005),
+    "gemini-2.5-pro": _with(_GEMINI, ttft_p50_s=0.7, ttft_p95_s=2.0, token_gap_s=0.014),
+    "gemini-embedding-001": _with(_EMBEDDING, provider="gemini", context_tokens=2048, dimensions=768),
 }
 
 

@@ -7,16 +7,18 @@ from typing import Self
 
 from paceline.errors import ConfigError
 from paceline.testing.config import ProviderConfig
-from paceline.testing.dialect import ApiError
-from paceline.testing.service import AnswerRule, ProviderCall, Service
+from paceline.testing.exchange import ApiError
+from paceline.testing.service import ProviderCall, Service
+from paceline.testing.writing import AnswerRule
 from paceline.wire.server import Server, serve
 
-_TYPES = {401: "invalid_request_error", 429: "requests"}
-_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+_CODES = {401: "invalid_api_key"}
 
 
 class SimulatedProvider:
-    """OpenAI's API over a real socket, with a pace, limits, faults, and answers that follow from the prompt.
+    """The APIs of OpenAI, Anthropic and Gemini over a real socket, with a pace, limits and faults.
+
+    Answers follow from the prompt.
 
     `async with` serves on the running event loop; `with` serves from a thread of its own, for tests that are not
     async. Leaving the block closes all connections. Each block starts with full limits and nothing seen.
@@ -68,7 +70,7 @@ class SimulatedProvider:
 
     @property
     def base_url(self) -> str:
-        """What SDKs want: the address with `/v1`."""
+        """What OpenAI's SDK wants: the address with `/v1`. Anthropic's and Google's want `url`."""
         return f"{self.url}/v1"
 
     @property
@@ -96,17 +98,12 @@ class SimulatedProvider:
     ) -> None:
         """Answer the next `times` model calls with this error status, before anything else is looked at.
 
-        `retry_after_s` (wall time) becomes `retry-after-ms` and `retry-after`. Any thread may call it.
+        `retry_after_s` (wall time) is told where the provider asked tells it: in `retry-after-ms` and `retry-after`
+        (OpenAI), in `retry-after` (Anthropic), in the body (Gemini). Any thread may call it.
         """
-        headers = []
-        if retry_after_s is not None:
-            headers.append((b"retry-after-ms", b"%d" % round(retry_after_s * 1000)))
-            headers.append((b"retry-after", b"%d" % -int(-retry_after_s // 1)))
-        kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         for _ in range(times):
-            self._service.told.append(
-                ApiError(status, message, kind, code=_CODES.get(status), headers=headers, fault="told")
-            )
+            told = ApiError(status, message, code=_CODES.get(status), retry_after_s=retry_after_s, fault="told")
+            self._service.told.append(told)
 
     async def __aenter__(self) -> Self:
         told = self._service.told

@@ -56,6 +56,7 @@ class _Filler:
                 return self.fill(options[0], name, depth + 1) if options else None
         kind = schema.get("type")
         kind = next((k for k in kind if k != "null"), "null") if isinstance(kind, list) else kind
+        kind = kind.casefold() if isinstance(kind, str) else kind  # Google writes STRING
         if kind == "object" or "properties" in schema:
             properties = schema.get("properties")
             items = properties.items() if isinstance(properties, dict) else ()

@@ -136,8 +136,10 @@ class Anthropic:
         self, status: int, message: str, code: str | None = None, *, retry_after_s: float | None = None
     ) -> bytes:
         """An error as Anthropic words it; how long to wait is told in headers only."""
-        error = {"type": _ERRORS.get(status, "api_error" if status >= 500 else _ERRORS[400]), "message": message}
-        return msgspec.json.encode({"type": "error", "error": error | ({"code": code} if code else {})})
+        error: dict[str, Any] = {"type": error_type(status), "message": message}
+        return msgspec.json.encode(
+            {"type": "error", "error": error | ({"details": {"error_code": code}} if code else {})}
+        )
 
     def with_model(self, target: str, body: bytes, model: str) -> tuple[str, bytes]:
         """The call with another model in its body."""
@@ -145,6 +147,11 @@ class Anthropic:
 
 
 ANTHROPIC = Anthropic()
+
+
+def error_type(status: int) -> str:
+    """What Anthropic calls an error of this status."""
+    return _ERRORS.get(status, "api_error" if status >= 500 else _ERRORS[400])
 
 
 # --- what a call says -----------------------------------------------------------------------------------------------

@@ -119,13 +119,14 @@ class Gemini:
         self, status: int, message: str, code: str | None = None, *, retry_after_s: float | None = None
     ) -> bytes:
         """An error as Google words it. How long to wait stands in the body, where its clients look for it."""
-        word_of = _STATUSES.get(status, "UNAVAILABLE" if status >= 500 else "INVALID_ARGUMENT")
         details: list[dict[str, Any]] = []
         if code is not None:
-            details.append({"@type": f"{_RPC}.ErrorInfo", "reason": code, "domain": "paceline"})
+            details.append({"@type": f"{RPC}.ErrorInfo", "reason": code, "domain": "paceline"})
         if retry_after_s is not None:
-            details.append({"@type": f"{_RPC}.RetryInfo", "retryDelay": f"{retry_after_s:.9g}s"})
-        error = {"code": status, "message": message, "status": word_of} | ({"details": details} if details else {})
+            details.append({"@type": f"{RPC}.RetryInfo", "retryDelay": f"{retry_after_s:.9g}s"})
+        error = {"code": status, "message": message, "status": error_status(status)} | (
+            {"details": details} if details else {}
+        )
         return msgspec.json.encode({"error": error})
 
     def with_model(self, target: str, body: bytes, model: str) -> tuple[str, bytes]:
@@ -145,7 +146,12 @@ class Gemini:
 
 
 GEMINI = Gemini()
-_RPC = "type.googleapis.com/google.rpc"
+RPC = "type.googleapis.com/google.rpc"  # where the types of an error's details are declared
+
+
+def error_status(status: int) -> str:
+    """What Google calls an error of this status."""
+    return _STATUSES.get(status, "UNAVAILABLE" if status >= 500 else "INVALID_ARGUMENT")
 
 
 # --- what a call says -----------------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ def turns_of(call: dict[str, Any]) -> list[Turn]:
             text = _part(parts[0])  # nearly always
         else:
             text = _text(content)
-            if any("functionResponse" in part for part in dicts(parts)):
+            if any("functionResponse" in part or "function_response" in part for part in dicts(parts)):
                 role = "function"
         turns.append((_ROLES.get(role, "user") if isinstance(role, str) else "user", text))
     return turns
@@ -191,8 +197,11 @@ def _part(part: dict[str, Any]) -> str:
     """A part's text, or a function's arguments or result."""
     if isinstance(part.get("text"), str):
         return part["text"]  # type: ignore[no-any-return]
-    for name, field in (("functionCall", "args"), ("functionResponse", "response")):
-        call = part.get(name)
+    for name, other, field in (
+        ("functionCall", "function_call", "args"),
+        ("functionResponse", "function_response", "response"),
+    ):
+        call = part.get(name) or part.get(other)
         if isinstance(call, dict):
             return msgspec.json.encode(call.get(field)).decode()
     return ""

@@ -228,6 +228,7 @@ class _Item(msgspec.Struct, gc=False):
 
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: Any = None
+    cache_write_tokens: Any = None
     reasoning_tokens: Any = None
     audio_tokens: Any = None
 
@@ -287,6 +288,7 @@ def _usage_of(raw: _Usage) -> Usage | None:
         input_tokens=read,
         output_tokens=written or 0,  # embeddings write nothing
         cached_tokens=count(given.cached_tokens),
+        cache_write_tokens=count(given.cache_write_tokens),
         reasoning_tokens=count(made.reasoning_tokens),
         input_audio_tokens=count(given.audio_tokens),
         output_audio_tokens=count(made.audio_tokens),

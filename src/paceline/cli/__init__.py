@@ -18,7 +18,8 @@ VERBS = {
     "report": "one self-contained HTML file (or Markdown, JSON) from a run",
     "serve": "the gateway: cache, de-duplication, limits, cost",
     "keys": "keys of the gateway: who may call, and how much",
-    "sim": "a simulated provider that speaks OpenAI's API",
+    "cache": "look at kept answers, fill the cache, take answers out of it",
+    "sim": "a simulated provider: OpenAI, Anthropic, Gemini",
 }
 INTERRUPTED = 130
 

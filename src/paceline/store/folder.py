@@ -2,6 +2,7 @@
 
 run.json          RunInfo
 {table}-{writer}.jsonl     what a living process has written so far
+{table}-{writer}.rows      the same in binary, with {table}-{writer}.names beside: see store/rows.py
 {table}-{writer}.parquet   the same, sealed at the end; where both exist the sealed one counts
 service.log       what the application printed
 """
@@ -25,6 +26,7 @@ from paceline.model.request import Request, ResourceSample
 from paceline.model.run import COMPLETE, SCHEMA, RunInfo
 from paceline.model.span import RETRY_AFTER_S, TTFT_S, Span
 from paceline.store import tables
+from paceline.store.rows import RowsHeader, RowSpool
 from paceline.store.spool import TABLES, Spool
 
 if TYPE_CHECKING:
@@ -74,12 +76,17 @@ class RunFolder:
         with disk_errors(self.path):
             return Spool(self.path, table, writer)
 
+    def row_spool(self, writer: str, header: RowsHeader) -> RowSpool:
+        """The live end of the requests table in binary, for one writer (a name no other spool of the run uses)."""
+        with disk_errors(self.path):
+            return RowSpool(self.path, writer, header)
+
     def finish(self, state: str = COMPLETE, reason: str | None = None) -> None:
         """Seal all spools into Parquet and mark the run. Safe to repeat; call when every writer has closed."""
         with disk_errors(self.path):
             for table in TABLES:
-                for lines in sorted(self.path.glob(f"{table}-*.jsonl")):
-                    _seal(table, lines)
+                for live in _live(self.path, table):
+                    _seal(table, live)
             self.update(state=state, reason=reason, ended_s=self.now_s())
 
     def requests(self, scenario: str | None = None) -> list[Request]:
@@ -120,7 +127,9 @@ class RunFolder:
             for table in TABLES:
                 sealed, live = self._segments(table)
                 sources = [tables.parquet_source(table, sealed)] if sealed else []
-                sources += [tables.lines_source(table, live)] if live else []
+                lines = [path for path in live if path.suffix == ".jsonl"]
+                sources += [tables.lines_source(table, lines)] if lines else []
+                sources += [tables.rows_source(connection, path) for path in live if path.suffix == ".rows"]
                 select = tables.view(table, sources, speed=self.info.speed, start_ns=self.info.start_ns)
                 connection.execute(f"CREATE VIEW {table} AS {select}")
             yield connection
@@ -133,7 +142,7 @@ class RunFolder:
     def _segments(self, table: str) -> tuple[list[Path], list[Path]]:
         sealed = [p for p in sorted(self.path.glob(f"{table}-*.parquet")) if p not in self.damaged]
         done = {p.stem for p in sealed}
-        live = [p for p in sorted(self.path.glob(f"{table}-*.jsonl")) if p.stem not in done and p.stat().st_size]
+        live = [p for p in _live(self.path, table) if p.stem not in done and p.stat().st_size]
         return sealed, live
 
 
@@ -240,27 +249,34 @@ def _is_whole(path: Path) -> bool:
         return head == _PARQUET_MAGIC and footer[4:] == _PARQUET_MAGIC and footer_bytes + 12 <= size
 
 
-def _seal(table: str, lines: Path) -> None:
+def _live(path: Path, table: str) -> list[Path]:
+    return sorted([*path.glob(f"{table}-*.jsonl"), *path.glob(f"{table}-*.rows")])
+
+
+def _seal(table: str, live: Path) -> None:
     """Rewrite one spool as Parquet, then remove it. A crash between the two leaves both; readers take the Parquet."""
-    sealed = lines.with_suffix(".parquet")
-    if not sealed.exists() and lines.stat().st_size:
+    sealed = live.with_suffix(".parquet")
+    if not sealed.exists() and live.stat().st_size:
         part = sealed.with_suffix(".part")
-        _copy_to_parquet(tables.lines_source(table, [lines]), part)
+        with contextlib.closing(tables.connect()) as connection:
+            is_rows = live.suffix == ".rows"
+            source = tables.rows_source(connection, live) if is_rows else tables.lines_source(table, [live])
+            _copy_to_parquet(connection, source, part)
         part.replace(sealed)
-    lines.unlink()
+    live.unlink()
+    live.with_suffix(".names").unlink(missing_ok=True)
 
 
-def _copy_to_parquet(source: str, part: Path) -> None:
+def _copy_to_parquet(connection: "duckdb.DuckDBPyConnection", source: str, part: Path) -> None:
     import duckdb
 
-    with contextlib.closing(tables.connect()) as connection:
-        try:
-            connection.execute(f"COPY ({source}) TO {tables.quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
-        except duckdb.IOException as error:
-            part.unlink(missing_ok=True)
-            if os.strerror(errno.ENOSPC) in str(error):  # DuckDB gives the number in its text only
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
-            raise
+    try:
+        connection.execute(f"COPY ({source}) TO {tables.quoted(part)} (FORMAT parquet, COMPRESSION zstd)")
+    except duckdb.IOException as error:
+        part.unlink(missing_ok=True)
+        if os.strerror(errno.ENOSPC) in str(error):  # DuckDB gives the number in its text only
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
+        raise
 
 
 def _write_whole(path: Path, data: bytes) -> None:

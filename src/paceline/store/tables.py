@@ -7,6 +7,7 @@ import msgspec
 
 from paceline.model.request import Request, ResourceSample
 from paceline.model.span import Span
+from paceline.store import rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -54,14 +55,37 @@ def lines_source(table: str, paths: list[Path]) -> str:
     )
 
 
+def rows_source(connection: "duckdb.DuckDBPyConnection", path: Path) -> str:
+    """SQL that reads a binary row spool, through two tables registered with the connection. Raises InputError."""
+    found = rows.read_rows(path)
+    if not len(found.namings["naming"]):
+        return _no_rows("requests")
+    name = path.stem
+    connection.register(f"{name}.rows", found.rows)
+    connection.register(f"{name}.namings", found.namings)
+
+    def named(values: tuple[str | None, ...], code: str) -> str:
+        cases = " ".join(f"WHEN {i} THEN {quoted(text)}" for i, text in enumerate(values) if text is not None)
+        return f"CASE r.{code} {cases} END AS {code}"
+
+    return (
+        f"{_no_rows('requests')} UNION ALL BY NAME "
+        f"SELECT r.index::BIGINT AS index, {quoted(found.scenario)} AS scenario, endpoint, "
+        f"{quoted(found.trace_high)} || format('{{:016x}}', r.trace_low) AS trace_id, "
+        "r.intended_s, r.started_s, CASE WHEN isnan(r.first_byte_s) THEN NULL ELSE r.first_byte_s END AS first_byte_s, "
+        "r.ended_s, nullif(r.status, 0)::BIGINT AS status, "
+        f"{named(rows.ERRORS, 'error')}, n.request_bytes, r.response_bytes::BIGINT AS response_bytes, "
+        f"{named(rows.CACHES, 'cache')}, n.key, n.text_key, nullif(r.user, -1)::BIGINT AS user "
+        f'FROM "{name}.rows" r JOIN "{name}.namings" n USING (naming)'
+    )
+
+
 def parquet_source(table: str, paths: list[Path]) -> str:
     """SQL that reads sealed segments; columns an older version did not write are NULL."""
     files = ", ".join(quoted(p) for p in paths)
     # The empty row set first, so that a column missing from every file still exists.
-    empty = ", ".join(f"NULL::{sql} AS {name}" for name, sql in columns(table).items())
     return (
-        f"SELECT * FROM (SELECT {empty} WHERE false) UNION ALL BY NAME "
-        f"SELECT * FROM read_parquet([{files}], union_by_name=true)"
+        f"SELECT * FROM ({_no_rows(table)}) UNION ALL BY NAME SELECT * FROM read_parquet([{files}], union_by_name=true)"
     )
 
 
@@ -69,12 +93,15 @@ def view(table: str, sources: list[str], *, speed: float, start_ns: int) -> str:
     """The view of a table: defaults filled in, times multiplied by `speed`, in order of time."""
     cols = columns(table)
     if not sources:
-        empty = ", ".join(f"NULL::{sql} AS {name}" for name, sql in cols.items())
-        return f"SELECT {empty} WHERE false"
+        return _no_rows(table)
     fields = {f.name: f for f in msgspec.structs.fields(STRUCTS[table])}
     shown = ", ".join(f"{_scaled(name, fields[name], speed, start_ns)} AS {name}" for name in cols)
     order = {"requests": "intended_s, index", "spans": "start_ns, span_id", "resources": "at_s"}[table]
     return f"SELECT {shown} FROM ({' UNION ALL BY NAME '.join(sources)}) ORDER BY {order}"
+
+
+def _no_rows(table: str) -> str:
+    return f"SELECT {', '.join(f'NULL::{sql} AS {name}' for name, sql in columns(table).items())} WHERE false"
 
 
 def _scaled(name: str, field: msgspec.structs.FieldInfo, speed: float, start_ns: int) -> str:

@@ -157,6 +157,7 @@ def test_a_key_is_bound_to_its_models() -> None:
                 (MESSAGES, anthropic, b'{"model": "gpt-4o"}', 403),
                 (GEMINI, gemini, b"{}", 403),
                 (CHAT, openai, b'{"model": "gpt-4o-mini", "Model": "gpt-4o"}', 400),
+                ("/openai/deployments/gpt-4o/chat/completions", openai, BODY, 403),  # Azure follows the path
                 (CHAT, openai, b'{"messages": []}', 400),
                 (CHAT, openai, b'{"model": 5}', 400),
                 (CHAT, openai, b"not json", 400),

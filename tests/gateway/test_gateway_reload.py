@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.gateway.builders import EVENTS, PLAIN
 from tests.gateway.keyed import bearer
@@ -13,9 +14,10 @@ from tests.gateway.serving import CHAT, eventually, serving
 from tests.gateway.test_gateway_workers import run_long
 from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
 
+from paceline.accelerate.policy import RECOMMENDED, Policy
 from paceline.cli import main as cli
 from paceline.errors import ConfigError
-from paceline.gateway.config import GatewayConfig, Sources, credentials
+from paceline.gateway.config import GatewayConfig, Sources, credentials, policy_of
 from paceline.gateway.config_text import described
 from paceline.gateway.keys import add_key, new_key, revoke_key
 from paceline.gateway.reload import needs_restart
@@ -102,9 +104,33 @@ def test_options_and_file_do_not_contradict_each_other(tmp_path: Path) -> None:
         load(tmp_path, "[policy]\nsingle_flight = true", policy=policy)
     with pytest.raises(ConfigError, match=r"--upstream and \[providers\]"):
         load(tmp_path, '[providers.openai]\nurl = "http://x"', upstream="http://y")
-    assert load(tmp_path, "", policy=policy).policy.single_flight
+    assert load(tmp_path, "", policy=policy).policy == Policy(single_flight=True)
     with pytest.raises(ConfigError, match="command line is wrong: workers must be"):
         load(tmp_path, "", overrides={"workers": 1000})
+
+
+def test_without_a_policy_it_does_what_helps_everybody(tmp_path: Path) -> None:
+    """Unless it records, or an empty policy says otherwise. Limits are divided by the processes."""
+    assert load(tmp_path, "").policy == RECOMMENDED
+    assert load(tmp_path, "[policy]").policy == load(tmp_path, "", passes_on=True).policy == Policy()
+    config = load(tmp_path, "[server]\nworkers = 4\n[policy.limits]\nconcurrency = 40\n")
+    assert policy_of(config).limits.processes == 4
+    assert "40" in described(config)
+    elsewhere = msgspec.structs.replace(config.policy.limits, processes=12)
+    config = msgspec.structs.replace(config, policy=msgspec.structs.replace(config.policy, limits=elsewhere))
+    assert policy_of(config).limits.processes == 12
+
+
+def test_a_credential_goes_to_its_own_provider_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment elsewhere has to say what it is sent."""
+    monkeypatch.setenv("PACELINE_TEST_SECRET", "sk-x")
+    text = (
+        '[providers.openai]\nkey_env = "PACELINE_TEST_SECRET"\n'
+        '[[policy.routing.deployments]]\nname = "own"\nmodel = "m"\nurl = "http://10.0.0.1:8000/v1"\n'
+    )
+    with pytest.raises(ConfigError, match=r"own would be sent the credential of providers\.openai"):
+        load(tmp_path, text)
+    assert load(tmp_path, text + "keyless = true\n").policy.routing.deployments[0].keyless
 
 
 def test_check_says_what_a_configuration_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +171,7 @@ def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) 
         gate = asyncio.Event()
         first: list[Step] = [STREAM_HEAD, chunk(EVENTS[0]), gate, *map(chunk, EVENTS[1:]), STREAM_END]
         async with scripted(scripts=[first, PLAIN]) as upstream:
-            write(upstream.url, "")
+            write(upstream.url, "[policy]\n")
             async with serving("--config", str(config)) as g:
                 stream = await g.client.request("POST", CHAT, [bearer(alice[0])], b'{"model": "m", "stream": true}')
                 assert await stream.__anext__() == EVENTS[0]

@@ -32,11 +32,9 @@ _SERVER = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--config", metavar="FILE", help="server, providers, policy and keys in one TOML file")
-    parser.add_argument(
-        "--check", metavar="FILE", help="say what this --config means, if it is right; no more"
-    )
+    parser.add_argument("--check", metavar="FILE", help="say what this --config means, if it is right; no more")
     parser.add_argument("--upstream", metavar="URL", help="one server for all dialects instead of the providers' own")
-    parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML or JSON)")
+    parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML, JSON)")
     parser.add_argument("--keys", metavar="FILE", help="who may call, as `paceline keys` wrote it; others are refused")
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there")
     parser.add_argument("--host", help="address to listen on (127.0.0.1); others only with keys")
@@ -88,6 +86,7 @@ def _sources(args: argparse.Namespace) -> "Sources":
         policy=args.policy,
         keys=args.keys,
         upstream=args.upstream,
+        passes_on=args.run_dir is not None,
         overrides={field: value for field, value in said.items() if value is not None},
     )
 

@@ -17,6 +17,7 @@ import msgspec
 
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.record import CallRecord
+from paceline.accelerate.routing.taken import RouteTaken
 from paceline.errors import ConfigError
 from paceline.gateway.keys_door import KeyCaller
 from paceline.wire.call import CallInfo, Usage
@@ -43,6 +44,9 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int = 0
     outcome: str = ""  # hit, join, miss, bypass; refused: at the door
     level: str = ""  # of the cache that had it
+    served_model: str = ""  # where a route or a fallback chose another one
+    deployment: str = ""
+    hedged: bool = False
     stream: bool = False
     error: str = ""
     attempts: int = 0
@@ -180,6 +184,8 @@ class _Facts(NamedTuple):
     step: str | None
     status: int
     outcome: str
+    level: str | None
+    taken: RouteTaken | None
     error: str | None
     attempts: int
     usage: Usage | None
@@ -201,6 +207,8 @@ def _facts(record: CallRecord) -> _Facts:
         record.step,
         record.status,
         record.outcome,
+        record.level,
+        record.taken,
         record.error,
         record.attempts,
         record.usage,
@@ -211,17 +219,23 @@ def _facts(record: CallRecord) -> _Facts:
 
 
 def _line(facts: _Facts) -> AccessLine:
-    caller, info, usage = facts.caller, facts.info, facts.usage
+    caller, info, usage, taken = facts.caller, facts.info, facts.usage, facts.taken
+    model = (info.model or "") if info is not None else ""
+    served = (taken.model or "") if taken is not None else ""
     return AccessLine(
         time=utc(facts.start_ns),
         key=caller.name if caller is not None else "",
         tenant=caller.key.owner if isinstance(caller, KeyCaller) else "",
         method=facts.method,
         path=facts.path,
-        model=(info.model or "") if info is not None else "",
+        model=model,
+        served_model=served if served != model else "",
+        deployment=(taken.deployment or "") if taken is not None else "",
+        hedged=taken.hedged if taken is not None else False,
         step=facts.step or "",
         status=facts.status,
         outcome=facts.outcome,
+        level=facts.level or "",
         stream=info.stream if info is not None else False,
         error=facts.error or "",
         attempts=facts.attempts,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from paceline.accelerate.policy import Policy, load_policy
+from paceline.accelerate.policy import RECOMMENDED, Policy, load_policy
 from paceline.errors import ConfigError
 from paceline.gateway.keys import Key, check_distinct, read_keys
 
@@ -77,7 +77,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     server: ServerSettings = ServerSettings()
     providers: dict[str, ProviderSettings] = {}
-    policy: Policy = Policy()
+    policy: Policy = RECOMMENDED
     keys_file: str | None = None  # as `paceline keys` writes it; relative to this file
     keys: list[Key] = []
     spent_file: str | None = None  # keeps what keys with a budget spent; None: beside the file of the keys
@@ -104,6 +104,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     policy: str | None = None
     keys: str | None = None
     upstream: str | None = None  # one server for all dialects
+    passes_on: bool = False  # without a policy, change nothing: what is recorded has to be what the application does
     overrides: dict[str, Any] = {}  # fields of ServerSettings said on the command line
 
     def load(self) -> GatewayConfig:
@@ -111,8 +112,10 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
         config = _read(Path(self.config)) if self.config is not None else GatewayConfig()
         replace = msgspec.structs.replace
         if self.policy is not None:
-            _contradiction(self.config, config.policy != Policy(), "--policy", "[policy]")
+            _contradiction(self.config, config.policy is not RECOMMENDED, "--policy", "[policy]")
             config = replace(config, policy=load_policy(Path(self.policy)))
+        elif self.passes_on and config.policy is RECOMMENDED:
+            config = replace(config, policy=Policy())
         if self.upstream is not None:
             _contradiction(self.config, bool(config.providers), "--upstream", "[providers]")
             config = replace(config, providers=_everywhere(self.upstream))
@@ -129,7 +132,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(msg) from error
         config = replace(config, server=server)
         check_host(server.host, keys=config.wants_keys, insecure_bind=server.insecure_bind)
-        credentials(config, os.environ)
+        check_deployments(config, credentials(config, os.environ))
         return config
 
     def _spent_file(self, config: GatewayConfig) -> str | None:
@@ -141,6 +144,15 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     def files(self) -> list[str]:
         """The files it reads, to be named to the user."""
         return [path for path in (self.config, self.policy, self.keys) if path is not None]
+
+
+def policy_of(config: GatewayConfig) -> Policy:
+    """The policy of one process: limits that no Redis shares are divided by the processes of this gateway."""
+    policy, workers = config.policy, config.server.workers
+    if workers == 1 or policy.limits.processes > 1:
+        return policy
+    replace = msgspec.structs.replace
+    return replace(policy, limits=replace(policy.limits, processes=workers))
 
 
 def credentials(config: GatewayConfig, environ: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
@@ -160,6 +172,19 @@ def credentials(config: GatewayConfig, environ: Mapping[str, str]) -> dict[str, 
         value = f"Bearer {secret}" if header == "authorization" else secret
         found[name] = (header.encode(), value.encode())
     return found
+
+
+def check_deployments(config: GatewayConfig, credentials: Mapping[str, tuple[bytes, bytes]]) -> None:
+    """Refuse to send a provider's credential to a deployment elsewhere that says nothing of its own."""
+    for deployment in config.policy.routing.deployments:
+        mine = deployment.provider in credentials
+        elsewhere = urlsplit(deployment.url).netloc != urlsplit(config.url_of(deployment.provider)).netloc
+        if mine and elsewhere and deployment.key_env is None and not deployment.keyless:
+            msg = (
+                f"routing.deployments {deployment.name} would be sent the credential of providers."
+                f"{deployment.provider}: give it a key_env of its own, or keyless = true"
+            )
+            raise ConfigError(msg)
 
 
 def check_host(host: str, *, keys: bool, insecure_bind: bool) -> None:

@@ -2,21 +2,24 @@
 
 import msgspec
 
-from paceline.gateway.config import DEFAULT_URLS, GatewayConfig
+from paceline.accelerate.limits import Limits
+from paceline.accelerate.policy import RECOMMENDED
+from paceline.gateway.config import DEFAULT_URLS, GatewayConfig, policy_of
 
 _NAMES = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini"}
 _BASE_URLS = {"OPENAI_BASE_URL": "/v1", "ANTHROPIC_BASE_URL": "", "GOOGLE_GEMINI_BASE_URL": ""}
 
 
-def described(config: GatewayConfig, limits: str | None = None) -> str:
-    """What is on, a line each. `limits`: what the limiter says of itself."""
+def described(config: GatewayConfig) -> str:
+    """What is on, a line each."""
     server = config.server
     lines = [("providers", _providers(config)), ("callers", _callers(config)), ("policy", _policy(config))]
-    if limits:
-        lines.append(("limits", limits))
+    limits = policy_of(config).limits
+    if not limits.is_off:
+        lines.append(("limits", Limits(limits).describe().removeprefix("limits ")))
     if server.workers > 1:
-        lines.append(("processes", f"{server.workers}; each has its own memory cache and keeps limits by itself"))
-    lines.append(("pages", "/metrics  /-/costs  /-/health  /-/ready"))
+        lines.append(("processes", f"{server.workers}, each with a memory cache of its own"))
+    lines.append(("pages", "/metrics  /-/costs  /-/cache  /-/limits  /-/prompts  /-/health  /-/ready"))
     if server.access_log is not None:
         lines.append(("log", "standard output" if server.access_log == "-" else server.access_log))
     return "\n".join(f"  {name:<10} {text}" for name, text in lines)
@@ -47,12 +50,16 @@ def _callers(config: GatewayConfig) -> str:
     without = [_NAMES[n] for n in DEFAULT_URLS if n not in config.providers or config.providers[n].key_env is None]
     gap = f"; no credential for {', '.join(without)}" if without else ""
     count = len(config.keys)
-    return f"{count} key{'s' if count > 1 else ''} ({names}{more}){gap}" if count else f"nobody: there is no key yet{gap}"
+    return (
+        f"{count} key{'s' if count > 1 else ''} ({names}{more}){gap}" if count else f"nobody: there is no key yet{gap}"
+    )
 
 
 def _policy(config: GatewayConfig) -> str:
-    changed = _changes(config.policy)
-    return ", ".join(changed) if changed else "calls are passed on; nothing is cached, shared or limited"
+    changed = ", ".join(_changes(config.policy))
+    if config.policy == RECOMMENDED:
+        return f"recommended: {changed}"
+    return changed or "calls are passed on; nothing is cached, shared or limited"
 
 
 def _changes(policy: msgspec.Struct) -> list[str]:

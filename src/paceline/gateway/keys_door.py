@@ -7,8 +7,8 @@ import msgspec
 
 from paceline.accelerate.caller import Caller
 from paceline.gateway.keys import CALLS, MONITOR, Key, id_of
+from paceline.gateway.keys_models import ModelCheck
 from paceline.gateway.keys_quota import Meter, Refusal
-from paceline.model.price import price_of
 from paceline.wire.dialects import CREDENTIAL_HEADERS, dialect_for, dialect_of, without_credentials
 from paceline.wire.http import Headers, HttpRequest
 
@@ -30,7 +30,6 @@ _NOT_A_MONITOR = Refusal(status=403, code="forbidden", message="this page is for
 _OTHER_PATH = Refusal(
     status=403, code="forbidden", message="this gateway key is for model calls; this path needs one with other_paths"
 )
-_NO_MODEL = Refusal(status=400, code="invalid_request", message="the call names no model that this gateway can read")
 
 
 class KeyCaller(Caller, frozen=True, kw_only=True, eq=False):
@@ -65,6 +64,7 @@ class Door:
         )  # fmt: skip
         self._credentials = dict(credentials)
         self._memo: dict[bytes, KeyCaller] = {}
+        self._models = ModelCheck()
 
     def admit(self, request: HttpRequest) -> KeyCaller | Refusal | None:
         """Who makes this call, or why it is not made; None: somebody without a key, where none is asked for.
@@ -132,26 +132,7 @@ class Door:
         called = dialect_of(request.path) if request.method == "POST" else None
         if called is None:
             return None if key.other_paths or _lists_models(request) else _OTHER_PATH
-        if not key.models and not key.has_budget:
-            return None
-        dialect, _ = called
-        try:
-            fields = msgspec.json.decode(request.body, type=dict[str, msgspec.Raw])
-            call = {"model": msgspec.json.decode(fields["model"])} if "model" in fields else {}
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _NO_MODEL
-        # Written anew, so that a body with two models in it cannot mean one to us and the other to the provider.
-        request.body = msgspec.json.encode(fields)
-        model = dialect.model_of(request.path, call)
-        if not model or any(name != "model" and name.lower() == "model" for name in fields):
-            return _NO_MODEL
-        if not key.allows(model):
-            msg = f"this gateway key may not use the model {model!r}; it may use {', '.join(key.models)}"
-            return Refusal(status=403, code="model_not_allowed", message=msg)
-        if key.has_budget and not key.models and not (price_of(model) or price_of(model, dialect.price_provider)):
-            msg = f"the price of the model {model!r} is not known, so a key with a budget has to name it in its models"
-            return Refusal(status=403, code="model_not_allowed", message=msg)
-        return None
+        return self._models.unfit(key, called[0], request)
 
 
 def tenant_digest(owner: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import CallRecord, Listener
 from paceline.clock import RunClock
 from paceline.gateway.access_log import AccessLog
@@ -17,6 +18,7 @@ from paceline.gateway.config import GatewayConfig
 from paceline.gateway.keys_door import KeyCaller
 from paceline.gateway.keys_table import Table
 from paceline.gateway.metrics import Metrics
+from paceline.gateway.metrics_engine import EngineMetrics
 from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
 from paceline.gateway.pages import Pages
 from paceline.gateway.reload import Composition
@@ -55,6 +57,7 @@ class ServingProcess:
         self._place = place
         self._clock, self._speed, self._sink = _recording(place)
         self.metrics = Metrics()
+        self._engine_metrics = EngineMetrics(self._engine, self.metrics)
         self.shared = SharedMetrics(self.metrics, place.folder, place.number)
         self._log: AccessLog | None = None
         self._composition: Composition | None = None
@@ -71,7 +74,13 @@ class ServingProcess:
             self._log = AccessLog(
                 config.server.access_log, dropped=lambda: self.metrics.count("paceline_access_log_dropped_total")
             )
-        self._pages = Pages(self.shared, state=self._state, log=self._log, started_ns=self._place.started_ns)
+        self._pages = Pages(
+            self.shared,
+            state=self._state,
+            more={"/-/cache": self._cache_page, "/-/limits": self._limits_page, "/-/prompts": self._prompts_page},
+            log=self._log,
+            started_ns=self._place.started_ns,
+        )
         self._composition = Composition(
             self._listener(), self._pages, self._place.table, self._place.number, clock=self._clock, speed=self._speed
         )
@@ -137,17 +146,28 @@ class ServingProcess:
         return tell
 
     def _state(self) -> Mapping[str, Any]:
+        return {**self._engine().state(), "worker": self._place.number, "pid": os.getpid()}
+
+    def _cache_page(self) -> Mapping[str, Any]:
+        cache = self._engine().cache
+        return {"worker": self._place.number, "cache": cache.statistics() if cache is not None else None}
+
+    def _limits_page(self) -> Mapping[str, Any]:
+        limits = self._engine().limits
+        return {"worker": self._place.number, "limits": limits.states() if limits is not None else []}
+
+    def _prompts_page(self) -> Mapping[str, Any]:
+        prefixes = self._engine().prefixes
+        return {"worker": self._place.number, "templates": prefixes.report() if prefixes is not None else []}
+
+    def _engine(self) -> Engine:
         assert self._composition is not None  # noqa: S101 - started before
         assert self._composition.gateway is not None  # noqa: S101
-        return {**self._composition.gateway.engine.state(), "worker": self._place.number, "pid": os.getpid()}
+        return self._composition.gateway.engine
 
     def _gauges(self) -> dict[str, dict[str, float]]:
-        gauges = {"paceline_in_flight_requests": {"": float(self._server.busy if self._server is not None else 0)}}
-        gauges.update(self.more_gauges())
-        for name, value in self._state().items():
-            if name not in ("worker", "pid") and isinstance(value, (int, float)):
-                gauges[f"paceline_engine_{name}"] = {"": float(value)}
-        return gauges
+        open_requests = float(self._server.busy if self._server is not None else 0)
+        return {"paceline_open_requests": {"": open_requests}, **self._engine_metrics.gauges(), **self.more_gauges()}
 
     async def _write(self) -> None:
         while True:

@@ -24,6 +24,7 @@ MAX_NAMES = 100  # of models, of steps; keys are as many as there are
 MAX_SERIES = 2_000
 _MAX_MEMO = 10_000
 _MAX_NAME = 80  # characters
+_SHARED = "_shared_"  # in the name of a gauge that every process sees whole: the highest counts, not the sum
 # OpenTelemetry's names.
 _PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "gemini": "gcp.gemini"}
 _OPERATIONS = {LLM: "chat", EMBEDDING: "embeddings"}
@@ -53,9 +54,11 @@ class Names(msgspec.Struct, array_like=True, frozen=True):
     key: str
     provider: str
     operation: str  # "chat", "embeddings", as OpenTelemetry calls them; "" for what is no model call
-    model: str
+    model: str  # as it was asked for
+    served_model: str  # as it was asked of the provider: another one where a route or a fallback chose it
     step: str
-    outcome: str  # hit, join, miss, bypass
+    outcome: str  # hit, join, miss, bypass, refresh
+    level: str  # of the cache that had the answer: memory, host, fleet; "" for none
     error: str  # "" for none
 
 
@@ -75,6 +78,9 @@ class Series(msgspec.Struct, array_like=True):
     unpriced: int = 0  # calls whose cost nobody knows
     saved_usd: float = 0.0
     retries: int = 0
+    hedged: int = 0  # asked a second time for being late
+    fallbacks: int = 0  # answered by another model than the one asked for, because that one failed
+    wasted_usd: float = 0.0  # thought to be billed for attempts that were given up
 
     @classmethod
     def of(cls, names: Names) -> "Series":
@@ -102,7 +108,18 @@ BOUNDS = {
     "input_tokens": TOKENS,
     "output_tokens": TOKENS,
 }
-_COUNTS = ("cached_tokens", "reasoning_tokens", "estimated", "cost_usd", "unpriced", "saved_usd", "retries")
+_COUNTS = (
+    "cached_tokens",
+    "reasoning_tokens",
+    "estimated",
+    "cost_usd",
+    "unpriced",
+    "saved_usd",
+    "retries",
+    "hedged",
+    "fallbacks",
+    "wasted_usd",
+)
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -128,13 +145,15 @@ class Metrics:
 
     def take(self, record: CallRecord) -> None:
         """Count a finished call. 1 to 2 us."""
-        asked = record.asked
+        asked, taken = record.asked, record.taken
         raw = (
             record.caller,
             asked.dialect if asked is not None else None,
             asked.info.model if asked is not None else None,
+            taken.model if taken is not None else None,
             record.step,
             record.outcome,
+            record.level,
             record.error,
             record.kind,
         )
@@ -168,6 +187,11 @@ class Metrics:
             series.queue_seconds.add(max(0, (record.sent_ns or record.end_ns) - record.start_ns) * 1e-9, SECONDS)
         if record.attempts > 1:
             series.retries += record.attempts - 1
+        taken = record.taken
+        if taken is not None:
+            series.hedged += taken.hedged
+            series.fallbacks += taken.fallback is not None
+            series.wasted_usd += taken.wasted_usd
 
     def count(self, family: str, labels: str = "", amount: float = 1) -> None:
         """Add to a counter of a few; `labels` as they are written, like 'status="401"'. Not for every call."""
@@ -177,8 +201,9 @@ class Metrics:
 
     def snapshot(self) -> Snapshot:
         """Everything so far. The series are the live ones: encode or merge them before the next call."""
+        gauges = self.gauges()  # may count something by the way
         self.changed = False
-        return Snapshot(self._now_s(), list(self._series.values()), self._counters, self.gauges())
+        return Snapshot(self._now_s(), list(self._series.values()), self._counters, gauges)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from what a process before this one counted."""
@@ -191,21 +216,24 @@ class Metrics:
 
     def _find(self, raw: tuple[object, ...], record: CallRecord) -> Series:
         """The series of names not seen together before; the memo and the number of series stay bounded."""
-        asked, caller = record.asked, record.caller
+        asked, caller, taken = record.asked, record.caller, record.taken
+        model = asked.info.model if asked is not None else None
         names = Names(
             tenant=caller.key.owner if isinstance(caller, KeyCaller) else "",
             key=caller.name if caller is not None else "",
             provider=_PROVIDERS.get(asked.dialect.name, asked.dialect.name) if asked is not None else "",
             operation=_OPERATIONS.get(record.kind, record.kind),
-            model=self._bounded("model", asked.info.model if asked is not None else None),
+            model=self._bounded("model", model),
+            served_model=self._bounded("model", (taken.model if taken is not None else None) or model),
             step=self._bounded("step", record.step),
             outcome=record.outcome,
+            level=record.level or "",
             error=record.error or "",
         )
         series = self._series.get(names)
         if series is None:
             if len(self._series) >= MAX_SERIES:
-                names = Names(OTHER, OTHER, names.provider, names.operation, OTHER, OTHER, names.outcome, names.error)
+                names = _others(names)
             series = self._series.setdefault(names, Series.of(names))
         if len(self._memo) >= _MAX_MEMO:
             self._memo.clear()
@@ -223,6 +251,11 @@ class Metrics:
         return name
 
 
+def _others(names: Names) -> Names:
+    """What is counted together beyond MAX_SERIES."""
+    return msgspec.structs.replace(names, tenant=OTHER, key=OTHER, model=OTHER, served_model=OTHER, step=OTHER)
+
+
 def merged(snapshots: Iterable[Snapshot], *, now_s: float, fresh_s: float) -> Snapshot:
     """One snapshot of several processes. Counts add up for ever, gauges only of those that still write."""
     whole = Snapshot(now_s, [], {}, {})
@@ -232,9 +265,17 @@ def merged(snapshots: Iterable[Snapshot], *, now_s: float, fresh_s: float) -> Sn
             series.setdefault(one.names, Series.of(one.names)).merge(one)
         _add(whole.counters, snapshot.counters)
         if now_s - snapshot.at_s < fresh_s:
-            _add(whole.gauges, snapshot.gauges)
+            _add(whole.gauges, {name: values for name, values in snapshot.gauges.items() if _SHARED not in name})
+            _highest(whole.gauges, {name: values for name, values in snapshot.gauges.items() if _SHARED in name})
     whole.series = list(series.values())
     return whole
+
+
+def _highest(target: dict[str, dict[str, float]], more: dict[str, dict[str, float]]) -> None:
+    for family, values in more.items():
+        known = target.setdefault(family, {})
+        for labels, value in values.items():
+            known[labels] = max(known.get(labels, value), value)
 
 
 def _add(target: dict[str, dict[str, float]], more: dict[str, dict[str, float]]) -> None:

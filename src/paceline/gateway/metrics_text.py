@@ -9,6 +9,7 @@ from paceline.gateway.metrics import BOUNDS, Names, Series, Snapshot, Spread
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _WHO = ("tenant", "key", "model", "step")
+_SPENT = ("tenant", "key", "model", "served_model", "step")
 
 # Counters and gauges that are no sums over series: what they are, by family.
 _HELP = {
@@ -16,10 +17,21 @@ _HELP = {
     "paceline_reloads_total": "Times a new configuration was read, by result.",
     "paceline_worker_restarts_total": "Processes that died and were replaced.",
     "paceline_access_log_dropped_total": "Lines of the access log that were dropped because they could not be written.",
-    "paceline_in_flight_requests": "Requests being answered now.",
+    "paceline_open_requests": "Requests being answered now, calls and pages.",
+    "paceline_in_flight_calls": "Calls at a provider now.",
+    "paceline_waiting_calls": "Calls that wait for a limit now.",
+    "paceline_shared_calls": "Calls under way that others may join.",
+    "paceline_upstream_connections": "Connections to providers.",
+    "paceline_limit_waiting_calls": "Calls that wait, by model.",
+    "paceline_limit_learned_per_second": "Calls a second the limiter thinks a provider takes.",
+    "paceline_cache_events_total": "What happened in a level of the cache.",
+    "paceline_cache_bytes": "Bytes kept in memory, over all processes.",
+    "paceline_cache_entries": "Answers kept in memory, over all processes.",
+    "paceline_cache_shared_bytes": "Bytes kept in a level that processes share.",
+    "paceline_cache_shared_entries": "Answers kept in a level that processes share.",
+    "paceline_cache_up": "Processes for which a level of the cache works.",
     "paceline_workers": "Processes that serve.",
     "paceline_key_spent_usd": "What a key has spent in the current day or month (UTC).",
-    "paceline_engine": "What the engine holds now: calls, connections, kept answers.",
 }
 
 
@@ -53,7 +65,8 @@ class CostRow(msgspec.Struct, kw_only=True):
 
     tenant: str
     key: str
-    model: str
+    model: str  # as it was asked for
+    served_model: str  # as it was asked of the provider
     step: str
     calls: int = 0
     hits: int = 0  # answered from the cache, or by another's call
@@ -73,10 +86,10 @@ def cost_rows(snapshot: Snapshot) -> list[CostRow]:
         names = series.names
         if not names.operation:
             continue
-        who = (names.tenant, names.key, names.model, names.step)
+        who = (names.tenant, names.key, names.model, names.served_model, names.step)
         row = rows.get(who)
         if row is None:
-            row = rows[who] = CostRow(tenant=who[0], key=who[1], model=who[2], step=who[3])
+            row = rows[who] = CostRow(tenant=who[0], key=who[1], model=who[2], served_model=who[3], step=who[4])
         row.calls += series.calls
         row.hits += series.calls if names.outcome in ("hit", "join") else 0
         row.unpriced_calls += series.unpriced
@@ -108,8 +121,8 @@ class _Distribution(msgspec.Struct, frozen=True):
 
 
 _SUMS = (
-    _Sum("paceline_calls_total", "Model calls that are over.", (*_WHO, "outcome", "error"), lambda s: s.calls),
-    _Sum("paceline_cost_usd_total", "Cost of the calls whose price is known.", _WHO, lambda s: s.cost_usd),
+    _Sum("paceline_calls_total", "Model calls that are over.", (*_WHO, "outcome", "level", "error"), lambda s: s.calls),
+    _Sum("paceline_cost_usd_total", "Cost of the calls whose price is known.", _SPENT, lambda s: s.cost_usd),
     _Sum("paceline_unpriced_calls_total", "Calls whose cost nobody knows.", _WHO, lambda s: s.unpriced),
     _Sum("paceline_saved_usd_total", "What hits and joined calls would have cost.", _WHO, lambda s: s.saved_usd),
     _Sum("paceline_input_tokens_total", "Tokens sent.", _WHO, lambda s: s.input_tokens.total),
@@ -118,6 +131,11 @@ _SUMS = (
     _Sum("paceline_reasoning_tokens_total", "Of them, reasoning.", _WHO, lambda s: s.reasoning_tokens),
     _Sum("paceline_estimated_calls_total", "Calls whose tokens were estimated.", ("model",), lambda s: s.estimated),
     _Sum("paceline_retries_total", "Further attempts at the provider.", ("model",), lambda s: s.retries),
+    _Sum("paceline_hedged_calls_total", "Calls asked a second time for being late.", ("model",), lambda s: s.hedged),
+    _Sum("paceline_fallback_calls_total", "Calls answered by a fallback.", ("model",), lambda s: s.fallbacks),
+    _Sum(
+        "paceline_wasted_usd_total", "Thought to be billed for given up attempts.", ("model",), lambda s: s.wasted_usd
+    ),
 )
 _PASSED = _Sum(
     "paceline_other_requests_total", "Requests passed on, no model calls.", ("key", "error"), lambda s: s.calls

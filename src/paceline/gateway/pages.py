@@ -37,7 +37,7 @@ class Pages:
     Args:
         shared: The counts of all processes.
         state: What this process holds now.
-        door: Who may see metrics and costs; None: everybody.
+        more: Further pages by their path, what each gives as JSON.
         log: Where refusals are written down, too.
     """
 
@@ -46,11 +46,13 @@ class Pages:
         shared: SharedMetrics | None = None,
         *,
         state: Callable[[], Mapping[str, Any]] = dict,
+        more: Mapping[str, Callable[[], Any]] | None = None,
         log: AccessLog | None = None,
         started_ns: int | None = None,
     ) -> None:
         self._shared = shared or SharedMetrics(Metrics())
         self._state = state
+        self._more = more or {}
         self._log = log
         self._since = utc(time.time_ns() if started_ns is None else started_ns)
         self.door: Door | None = None
@@ -70,6 +72,8 @@ class Pages:
             return Reply(200, [(b"content-type", CONTENT_TYPE), _FRESH], prometheus_text(self._shared.whole()))
         if path == "/-/costs":
             return _json(200, self._costs())
+        if path in self._more:
+            return _json(200, self._more[path]())
         return Reply(404, [_JSON], _error_body(request, 404, f"no such page: {path}", None))
 
     def refuse(self, request: HttpRequest, refusal: Refusal) -> Reply:

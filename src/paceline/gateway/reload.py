@@ -12,7 +12,7 @@ from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import Listener
 from paceline.accelerate.routing.providers import Providers
 from paceline.clock import Clock
-from paceline.gateway.config import GatewayConfig, credentials
+from paceline.gateway.config import GatewayConfig, credentials, policy_of
 from paceline.gateway.keys_door import Door
 from paceline.gateway.keys_quota import Meter
 from paceline.gateway.keys_table import Table
@@ -87,7 +87,7 @@ class Composition:
             Providers(
                 openai=config.url_of("openai"), anthropic=config.url_of("anthropic"), gemini=config.url_of("gemini")
             ),
-            config.policy,
+            policy_of(config),
             client=lambda url: HttpClient(url, timeouts=timeouts),
             takes_over=old,
             clock=self._clock,
@@ -109,7 +109,7 @@ def _of_engine(config: GatewayConfig) -> tuple[object, ...]:
     """Everything an engine is made of."""
     server = config.server
     urls = [config.url_of(name) for name in ("openai", "anthropic", "gemini")]
-    return config.policy, urls, server.connect_s, server.first_byte_s, server.silence_s
+    return policy_of(config), urls, server.connect_s, server.first_byte_s, server.silence_s
 
 
 async def _retire(engine: Engine) -> None:

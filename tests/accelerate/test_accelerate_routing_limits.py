@@ -256,6 +256,8 @@ def test_a_deployment_may_name_the_limits_that_hold() -> None:
                 outcomes = await asyncio.gather(*(b.ask() for _ in range(4)))
                 assert {round(outcome.took_s) for outcome in outcomes} == {10}
                 assert (len(east.requests), len(west.requests)) == (1, 3)
+                assert {outcome.taken.model for outcome in outcomes} == {MODEL}
+                assert b'"model":"x"' in east.requests[0]
 
     run_virtual(main())
 

@@ -144,7 +144,7 @@ class RoutedCall:
 
     def note(self, lane: Lane, what: str, *, billed: bool = False) -> None:
         """Remember an attempt that did not serve the caller; `billed`: the provider had begun to work on it."""
-        model = lane.model or self.asked.info.model
+        model = lane.serves or self.asked.info.model
         taken = self.taken
         taken.failed = [*taken.failed, FailedAttempt(lane.target.name, model, what)]
         if billed:
@@ -157,7 +157,7 @@ class RoutedCall:
         taken = self.taken
         taken.provider = lane.target.dialect
         taken.deployment = lane.target.deployment
-        taken.model = lane.model or self.asked.info.model
+        taken.model = lane.serves or self.asked.info.model
         taken.fallback = fallback
 
 

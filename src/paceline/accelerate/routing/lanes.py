@@ -29,6 +29,7 @@ class Lane:
         "listened_s",
         "model",
         "output_tokens",
+        "serves",
         "target",
         "weight",
     )
@@ -40,6 +41,7 @@ class Lane:
         policy: RoutingPolicy,
         weight: float = 1.0,
         *,
+        serves: str | None = None,
         limits: str | None = None,
         watched: bool = True,
     ) -> None:
@@ -50,12 +52,14 @@ class Lane:
             model: Its name there; None: as the call has it.
             policy: How it is watched.
             weight: Of a lane with 2, twice the load is taken for the same.
-            limits: The name of the model whose limits hold; None: `model`.
+            serves: The model as the policy and the price list call it; None: `model`.
+            limits: The name of the model whose limits hold; None: `serves`.
             watched: There is a choice to be based on its figures.
         """
         self.target = target
         self.model = model
-        self.limits = limits or model
+        self.serves = serves or model
+        self.limits = limits or self.serves
         self.weight = weight
         self.is_watched = watched
         self.in_flight = 0

@@ -60,7 +60,12 @@ class Plans:
         self._policy = policy
         self._providers = providers
         self._deployments = [
-            (each, Lane(target, each.model_there or each.model, policy, each.weight, limits=each.limits or each.model))
+            (
+                each,
+                Lane(
+                    target, each.model_there or each.model, policy, each.weight, serves=each.model, limits=each.limits
+                ),
+            )
             for each, target in deployments
         ]
         self._plans: dict[tuple[str, str | None, str | None], Plan] = {}

@@ -19,7 +19,7 @@ class RouteTaken(msgspec.Struct, kw_only=True):
 
     provider: str = ""  # the dialect of where it went last
     deployment: str | None = None  # None: the provider itself
-    model: str | None = None  # as asked for there
+    model: str | None = None  # that served, as the policy calls it; its name at a deployment may be another
     fallback: str | None = None  # the model that answered in place of the one asked for
     hedged: bool = False  # it was asked a second time for being late
     failed: list[FailedAttempt] = []

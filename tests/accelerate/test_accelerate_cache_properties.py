@@ -27,6 +27,7 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner),
     max_leaves=12,
 )
+quick = settings(max_examples=40, deadline=None)
 KEYS, TAGS, TENANTS = ["a", "b", "c"], ["x", "y"], [None, "t1", "t2"]
 ask = st.tuples(
     st.just("ask"), st.sampled_from(KEYS), st.sampled_from(TENANTS), st.sampled_from([None, 1.0, 50.0, 400.0])
@@ -86,7 +87,7 @@ class _World:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=60)
+@quick
 @given(operations=steps)
 def test_a_cache_equals_no_cache(name: str, operations: list[tuple[Any, ...]]) -> None:
     """Whatever is asked, invalidated and waited for, a pure function's answers are right, and every ask is counted."""
@@ -100,7 +101,7 @@ def test_a_cache_equals_no_cache(name: str, operations: list[tuple[Any, ...]]) -
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@quick
 @given(operations=steps)
 def test_a_cache_on_the_host_equals_no_cache(operations: list[tuple[Any, ...]]) -> None:
     pytest.importorskip("lmdb")
@@ -115,7 +116,7 @@ def test_a_cache_on_the_host_equals_no_cache(operations: list[tuple[Any, ...]]) 
         asyncio.run(main(folder))
 
 
-@settings(max_examples=60)
+@quick
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3_000)), max_size=60), st.integers(1, 20_000))
 def test_the_byte_budget_is_never_exceeded(puts: list[tuple[int, int]], budget: int) -> None:
     level = MemoryLevel(budget)
@@ -127,6 +128,7 @@ def test_the_byte_budget_is_never_exceeded(puts: list[tuple[int, int]], budget: 
     assert (level.used_bytes, len(level), level._tagged) == (0, 0, {})
 
 
+@quick
 @given(plain, st.booleans(), st.booleans(), st.lists(st.binary(min_size=16, max_size=16), max_size=3).map(tuple))
 def test_what_is_sealed_opens_again(value: Any, compress: bool, encrypt: bool, tags: tuple[bytes, ...]) -> None:
     sealer = _sealer(compress, encrypt)
@@ -138,6 +140,7 @@ def test_what_is_sealed_opens_again(value: Any, compress: bool, encrypt: bool, t
     assert sealer.open(storage_key("other", "k"), data) is None
 
 
+@quick
 @given(st.lists(st.binary(max_size=50)), st.lists(st.tuples(st.binary(), st.binary())), st.booleans(), st.booleans())
 def test_a_reply_round_trips(
     pieces: list[bytes], headers: list[tuple[bytes, bytes]], compress: bool, encrypt: bool
@@ -149,6 +152,7 @@ def test_a_reply_round_trips(
     assert opened.value == reply
 
 
+@quick
 @given(plain, st.data(), st.booleans(), st.booleans())
 def test_a_damaged_envelope_is_a_miss(value: Any, data: st.DataObject, compress: bool, encrypt: bool) -> None:
     """Cut anywhere, or any byte changed: nothing comes out, and nothing is raised."""
@@ -168,6 +172,7 @@ def _sealer(compress: bool, encrypt: bool) -> Sealer:
     return Sealer(compress_min_bytes=10 if compress else None, key=b"k" * 32 if encrypt else None)
 
 
+@quick
 @given(st.text(max_size=5), st.text(max_size=5), st.text(max_size=5), st.text(max_size=5))
 def test_storage_keys_are_equal_only_for_equal_questions(t1: str, k1: str, t2: str, k2: str) -> None:
     same = (t1, k1) == (t2, k2)
@@ -176,6 +181,7 @@ def test_storage_keys_are_equal_only_for_equal_questions(t1: str, k1: str, t2: s
     assert (partition_of(t1) == partition_of(t2)) == (t1 == t2)
 
 
+@quick
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0.0, 90_000.0)), min_size=1, max_size=80))
 def test_advice_is_what_each_ttl_would_have_given(asks: list[tuple[int, float]]) -> None:
     """With all keys followed the hit rate of each candidate is exactly that of a cache with that time to live."""

@@ -267,11 +267,7 @@ class Cache:
         if self._is_leased_here(key):
             return None
         levels = self._levels
-        if levels.counter[0] != levels.heard:
-            levels.hear()
-        lease = Lease(key, levels.recent.number, self._lease_over)
-        lease.host_number = levels.heard
-        self._leases[key] = lease
+        lease = self._leases[key] = Lease(key, self._lease_over)
         try:
             taken = levels.host is None or lease.on_host(levels.host)
             if taken and levels.fleet is not None and levels.fleet.policy.lease:
@@ -282,7 +278,15 @@ class Cache:
         if not taken:
             lease.release()
             return None
+        self._note(lease)
         return lease
+
+    def _note(self, lease: Lease) -> None:
+        """What is computed from here on is not stored if an invalidation comes in between."""
+        levels = self._levels
+        if levels.counter[0] != levels.heard:
+            levels.hear()
+        lease.number, lease.host_number = levels.recent.number, levels.heard
 
     async def wait_for(
         self, key: bytes, deadline_s: float, *, as_type: Any = None, newer_than_s: float = 0.0
@@ -480,10 +484,9 @@ class Cache:
         background: bool,
     ) -> Any:
         computing.set(computing.get() | {question.key})  # in this task's own context
-        number = self._levels.recent.number
-        lease = flight.lease or Lease(question.key, number, self._lease_over)
-        if flight.lease is None:
-            lease.host_number = self._levels.heard
+        lease = flight.lease
+        if lease is None:  # waited long enough for another process: computed without
+            self._note(lease := Lease(question.key, self._lease_over))
         started_s = time.perf_counter()
         try:
             value = await _called(fn)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections import deque
@@ -22,8 +23,9 @@ _MOST_UNSENT = 256  # invalidations kept while Redis is away; then one that mean
 _SLOW_S = 5.0  # limit of what no request waits for: telling invalidations, catching up
 _SILENCE_S = 5.0  # after that long without an event, ask whether one was missed
 _CHUNK = 1_000
-_MOST_WRITES = 64  # under way at once; more are dropped: a cache may forget
+_MOST_WRITES = 1_000  # under way at once; more are dropped: a cache may forget
 _MOST_WRITE_BYTES = 64_000_000
+_log = logging.getLogger(__name__)
 
 
 class FleetLevel:
@@ -65,9 +67,10 @@ class FleetLevel:
         self._client: Any = None
         self._listener: asyncio.Task[None] | None = None
         self._flusher: asyncio.Task[int] | None = None
-        self._listening = asyncio.Event()
+        self._tried = asyncio.Event()
         self._writes = 0
         self._write_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         names = "{" + policy.namespace + "}:"
         self._value = (names + "v:").encode()
         self._lease = (names + "l:").encode()
@@ -82,33 +85,31 @@ class FleetLevel:
         """ "up", or why it is not used."""
         if self.breaker.is_open:
             return f"down: {self.breaker.reason}"
+        if self.epoch is None:
+            return f"down: {self.breaker.reason}" if self.breaker.reason else "not connected yet"
         if self._unsent:
             return f"{len(self._unsent)} invalidations not told yet"
         return "up"
 
     async def ready(self) -> bool:
         """Connect where needed. False: leave it alone now. Waits for the first subscription, at most `timeout_s`."""
-        if self._loop is asyncio.get_running_loop():
-            if self._unsent:
-                self._flush_soon()
-                return False
-            return self.epoch is not None and self.breaker.allows()
-        self._loop = asyncio.get_running_loop()
-        self._client = self._make_client()
-        self._listening = asyncio.Event()
-        self._flusher = None
-        self._writes = self._write_bytes = 0
-        self._listener = self._loop.create_task(self._listen())
-        if not await self._within(self._listening.wait()):
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._client = loop, self._make_client()
+            self._flusher = None
+            self._writes = self._write_bytes = 0
+            self._tasks = set()
+            self._tried = asyncio.Event()
+            self._listener = loop.create_task(self._listen())
+        if not self._tried.is_set() and not await self._within(self._tried.wait()):
+            self._tried.set()  # whoever comes next need not wait as well
+        if self._unsent:
+            self._flush_soon()
             return False
-        return not self._unsent and self.epoch is not None
+        return self.epoch is not None and self.breaker.allows()
 
     async def get(self, key: bytes, as_type: Any = None) -> tuple[Opened, bytes] | None:
-        """What is stored under a key, fresh or not, and its envelope."""
-        if (
-            self._loop is not asyncio.get_running_loop() or self.epoch is None or self._unsent or self.breaker.is_open
-        ) and (not await self.ready()):
-            return None
+        """What is stored under a key, fresh or not, and its envelope. To be asked when it is `ready`."""
         started_s = time.perf_counter()
         try:
             async with asyncio.timeout(self.policy.timeout_s):
@@ -144,7 +145,13 @@ class FleetLevel:
             self._write_bytes = max(0, self._write_bytes - len(envelope))
 
         task.add_done_callback(over)
+        self.keep(task)
         return task
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Finish that before closing."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _put(
         self, key: bytes, envelope: bytes, life_s: float, tags: tuple[bytes, ...], epoch: int | None
@@ -191,8 +198,8 @@ class FleetLevel:
         return bool(await self._ask(self._client.eval(lua.RENEW, 1, *arguments)))
 
     async def release(self, key: bytes, token: bytes) -> None:
-        """Give a lease back. Where that fails it expires."""
-        if await self.ready():
+        """Give a lease back, even to a Redis that just failed: others wait for it. Where that fails it expires."""
+        if self._loop is asyncio.get_running_loop():
             await self._ask(self._client.eval(lua.RELEASE, 1, self._lease + key, token))
 
     async def is_leased(self, key: bytes) -> bool:
@@ -225,13 +232,17 @@ class FleetLevel:
         return self.entries, self.bytes
 
     async def close(self) -> None:
-        """End the subscription and the connections."""
+        """Finish what is being written, within 5 s, and end the subscription and the connections."""
         if self._loop is not asyncio.get_running_loop():
             return  # the loop they belong to is gone, and they with it
-        for task in (self._listener, self._flusher):
-            if task is not None:
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_SLOW_S)
+            for task in late:
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        for running in (self._listener, self._flusher):
+            if running is not None:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
         self._loop, client, self._client = None, self._client, None
         await self._within(client.aclose())
 
@@ -323,15 +334,17 @@ class FleetLevel:
                     async with asyncio.timeout(_SLOW_S):
                         await pubsub.subscribe(self._channel)
                         await self._catch_up()
-                    self._listening.set()
+                    self._tried.set()
                     pause_s = self.policy.retry_s
                     while True:
                         message = await pubsub.get_message(timeout=_SILENCE_S)
                         await self._take(message)
-            except (*self._failures, TypeError, KeyError, AttributeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, listening must go on
+                _log.debug("the fleet's invalidations are not heard", exc_info=True)
                 self.counts.errors += 1
-                if not self._listening.is_set():
+                if not self._tried.is_set():
                     self.breaker.failed(str(error))
+                    self._tried.set()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 30.0)
 
@@ -376,10 +389,8 @@ def _client_maker(policy: FleetPolicy) -> Callable[[], Any]:
             socket_timeout=None,  # every command has its own limit around it
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
-            lib_name=None,
-            lib_version=None,
         )
-        return Redis(connection_pool=pool)
+        return Redis.from_pool(pool)
 
     try:
         make()

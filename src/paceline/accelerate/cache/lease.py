@@ -32,10 +32,10 @@ class Lease:
         "number",
     )
 
-    def __init__(self, key: bytes, number: int, done: Callable[["Lease"], None]) -> None:
+    def __init__(self, key: bytes, done: Callable[["Lease"], None]) -> None:
         self.key = key
         self.done = done
-        self.number = number  # invalidations this process knew of when it began
+        self.number = 0  # invalidations this process knew of when it began
         self.host_number = 0  # the same, of the host's log
         self.epoch: int | None = None  # the same, of the fleet's
         self._host: HostLevel | None = None
@@ -78,7 +78,7 @@ class Lease:
         if self._fleet is not None and self._renewal is not None:
             self._renewal.cancel()
             loop = asyncio.get_running_loop()
-            _keep(loop.create_task(self._give_back(self._fleet, after)))
+            self._fleet.keep(loop.create_task(self._give_back(self._fleet, after)))
         self.done(self)
 
     def __enter__(self) -> Self:
@@ -98,12 +98,3 @@ class Lease:
         if after is not None:
             await asyncio.wait([after])
         await fleet.release(self.key, self._token)
-
-
-_running: set[asyncio.Task[None]] = set()
-
-
-def _keep(task: asyncio.Task[None]) -> None:
-    """Tasks nobody waits for are otherwise only weakly held by their loop."""
-    _running.add(task)
-    task.add_done_callback(_running.discard)

@@ -76,6 +76,7 @@ class Levels:
         self._freshness = Freshness(policy.stale_s, policy.early, draw)
         self._is_early = policy.early > 0
         self._claims: dict[bytes, float] = {}  # who refreshes what is not in memory, and until when
+        self._untidy = False  # the host has not applied yet what the fleet told
         self.recent = Recent()
         self.recurrence = Recurrence()
         self.ages = Ages()
@@ -125,6 +126,8 @@ class Levels:
             return Found(value=entry.value, level=MEMORY, age_s=now_s - entry.created_s)
         for level in self._order:
             opened = envelope = None
+            if level == FLEET and self.fleet is not None and not await self.fleet.ready():
+                continue
             number = self.recent.number
             if level == HOST and self.host is not None:
                 opened = self.host.get(question.key, as_type)
@@ -201,6 +204,13 @@ class Levels:
     async def _look_in_fleet(self, question: Question, as_type: Any) -> Found | None:
         fleet = self.fleet
         assert fleet is not None  # noqa: S101
+        if not await fleet.ready():
+            fleet.counts.misses += 1
+            return None
+        if self._untidy and self.host is not None:
+            self._untidy = False
+            await self.host.flush()  # what the fleet told first: what is put from now on must not be taken for older
+            self.hear()
         number = self.recent.number
         got = await fleet.get(question.key, as_type)
         found = None
@@ -381,6 +391,7 @@ class Levels:
             self.apply(selection)
         if self.host is not None:
             self.host.hear_fleet(selections, epoch)
+            self._untidy = True
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 

@@ -32,10 +32,6 @@ class Breaker:
         """Whether a call may go: closed, or open long enough and nobody is probing."""
         return self._open_until_s is None or (now_s >= self._open_until_s and not self._probing)
 
-    def opens_in_s(self, now_s: float) -> float:
-        """Seconds until a probe may go; 0 when one may."""
-        return 0.0 if self._open_until_s is None else max(0.0, self._open_until_s - now_s)
-
     def begin(self, now_s: float) -> bool:
         """A call goes there. True: it is the probe, and its end must be told with `probe=True`."""
         if self._open_until_s is None or self._probing or now_s < self._open_until_s:

@@ -11,7 +11,8 @@ from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN, STREAM
 from tests.wire.builders import CLOSE, RESET, STALL, STREAM_END, STREAM_HEAD, ScriptedServer, chunk, ok, run, scripted
 from tests.wire.builders import answer as wire_answer
 
-from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.cache import CachePolicy
+from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport import AsyncTransport, TransportSettings
 from paceline.accelerate.transport.binding import binding_of

@@ -13,7 +13,8 @@ import pytest
 from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN
 from tests.wire.builders import RESET, STALL, STREAM_END, STREAM_HEAD, ScriptedServer, chunk, ok, run, scripted
 
-from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.cache import CachePolicy
+from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport import AsyncTransport, Transport, TransportSettings, background
 from paceline.accelerate.transport.hand_over import HandOver
@@ -274,7 +275,8 @@ def test_the_loop_is_shared_and_ends_with_its_last_user() -> None:
 FORK = """
 import os, sys, threading
 import httpx
-from paceline.accelerate.policy import CachePolicy, Policy
+from paceline.accelerate.cache import CachePolicy
+from paceline.accelerate.policy import Policy
 from paceline.accelerate.transport import Transport
 
 url = sys.argv[1]

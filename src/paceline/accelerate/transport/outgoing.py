@@ -2,6 +2,7 @@
 
 import hashlib
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.key import TENANT_HEADERS
@@ -12,7 +13,6 @@ Origin = tuple[str, bytes, int | None]  # scheme, host, port where it is not the
 Headers = list[tuple[bytes, bytes]]
 
 OWN_PREFIX = b"x-paceline-"
-_TIMEOUT = b"x-paceline-timeout-s"
 _DROPPED = frozenset({b"host", b"content-length", b"connection"})  # the wire writes them itself
 _BEYOND = frozenset({b"transfer-encoding", b"upgrade", b"expect"})  # what a whole HTTP/1.1 request never carries
 _WHOSE = TENANT_HEADERS | {b"x-paceline-tenant"}
@@ -58,21 +58,25 @@ class RequestReader:
         url, raw = request.url, request.headers.raw
         timeout = extensions.get("timeout") or {}
         connect_s, read_s = timeout.get("connect"), timeout.get("read")
-        key = (request.method, url.scheme, url.raw_host, url.port, url.raw_path, read_s, *raw)
+        key = (request.method, url.scheme, url.raw_host, url.port, url.raw_path, *raw)
         try:
             head = self._heads[key]
         except KeyError:
             if len(self._heads) >= _HEADS:
                 self._heads.clear()
-            head = self._heads[key] = _head(request.method, url, raw, read_s)
+            head = self._heads[key] = _head(request.method, url, raw)
         if head is None:
             return None
         patience_s = FOREVER_S if read_s is None else read_s
         body = request.read()  # it is there; a redirected request has only not been told so
         return Outgoing(head, body, FOREVER_S if connect_s is None else connect_s, patience_s)
 
+    def forget(self) -> None:
+        """Let go of what was worked out."""
+        self._heads.clear()
 
-def _head(method: str, url: Any, raw: Headers, read_s: float | None) -> Head | None:
+
+def _head(method: str, url: Any, raw: Headers) -> Head | None:
     if url.scheme not in ("http", "https") or method == "CONNECT":
         return None
     headers = []
@@ -83,8 +87,6 @@ def _head(method: str, url: Any, raw: Headers, read_s: float | None) -> Head | N
         if lower not in _DROPPED:
             headers.append((lower, value))
     plain = [header for header in headers if not header[0].startswith(OWN_PREFIX)]
-    if read_s is not None and all(name != _TIMEOUT for name, _ in headers):
-        headers.append((_TIMEOUT, b"%g" % read_s))  # so that no queue keeps it longer
     origin = (url.scheme, url.raw_host, url.port)
     whose = sorted(header for header in headers if header[0] in _WHOSE)
     return Head(
@@ -109,3 +111,9 @@ def base_url(origin: Origin) -> str:
     host = raw_host.decode("ascii")
     name = f"[{host}]" if ":" in host else host
     return f"{scheme}://{name}" if port is None else f"{scheme}://{name}:{port}"
+
+
+def origin_of(url: str) -> Origin:
+    """The origin of a server's URL."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").encode("ascii"), parts.port

@@ -10,10 +10,10 @@ from urllib.request import getproxies, proxy_bypass
 
 from paceline.accelerate.transport.binding import Binding, Source, close_soon
 from paceline.accelerate.transport.outgoing import OWN_PREFIX, Origin, base_url
-from paceline.accelerate.transport.patience import PATIENCE
+from paceline.accelerate.transport.patience import FOREVER_S, PATIENCE
 from paceline.accelerate.transport.settings import TransportSettings
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.client import ClientReply, HttpClient
+from paceline.wire.client import ClientReply, HttpClient, Timeouts
 
 log = logging.getLogger("paceline.accelerate")
 
@@ -95,19 +95,25 @@ def tell_once(url: str, settings: TransportSettings) -> None:
         log.warning("%s is reached through httpx's own transport: %s", url, why)
 
 
-class BridgeClient:
-    """What the engine needs of an HttpClient, over a transport of the module, which is not its own to close."""
+class BridgeClient(HttpClient):
+    """An HttpClient over a transport of the module, which is not its own to close."""
 
     def __init__(self, base_url: str, binding: Binding, transport: Any) -> None:
-        self.base_url = base_url
-        self.busy = 0
-        self.idle = 0  # the transport keeps its connections to itself
+        timeouts = Timeouts(first_byte_s=FOREVER_S, silence_s=FOREVER_S)  # each caller keeps its own time
+        super().__init__(base_url, timeouts=timeouts, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # neither is used
+        self.under_way = 0
         self._binding = binding
         self._transport = transport
 
-    def as_client(self) -> HttpClient:
-        """Itself: the engine asks for no more than is here."""
-        return cast("HttpClient", self)
+    @property
+    def busy(self) -> int:
+        """Answers under way."""
+        return self.under_way
+
+    @property
+    def idle(self) -> int:
+        """0: the transport keeps its connections to itself."""
+        return 0
 
     async def request(self, method: str, target: str, headers: Any = (), body: bytes = b"") -> ClientReply:
         """As HttpClient.request, errors included."""
@@ -123,7 +129,7 @@ class BridgeClient:
             if patience is not None:
                 patience.failure = failure
             raise failure from error
-        self.busy += 1
+        self.under_way += 1
         return cast("ClientReply", _BridgeReply(self, response))
 
     def translate(self, error: Exception) -> UpstreamError:
@@ -196,5 +202,5 @@ class _BridgeReply:
     def _end(self) -> None:
         if not self.done:
             self.done = True
-            self._client.busy -= 1
+            self._client.under_way -= 1
             close_soon(self._source.aclose())

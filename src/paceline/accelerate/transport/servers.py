@@ -12,7 +12,7 @@ from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord, Listener
 from paceline.accelerate.transport import own, patience
 from paceline.accelerate.transport.binding import Binding, Source, close_soon
-from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url
+from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url, origin_of
 from paceline.accelerate.transport.settings import TransportSettings
 from paceline.errors import Overloaded
 from paceline.wire.client import ClientLimits, HttpClient
@@ -89,28 +89,40 @@ class Servers:
         """Close every connection; answers being read end with UpstreamBroken."""
         while self._servers:
             _, server = self._servers.popitem()
-            await server.client.close()
-        self._first = None
+            await self._forget(server)
+        first, self._first = self._first, None
+        if first is not None:
+            await first.close()
         await self.own.aclose()
 
     def _open(self, origin: Origin, binding: Binding) -> _Server:
         self._make_room()
-        url, proxy = base_url(origin), own.proxy_of(origin, self._settings)
-        if self._settings.http2 or proxy is not None:
-            own.tell_once(url, self._settings)
-            client = own.BridgeClient(url, binding, self.own.get(binding, proxy)).as_client()
-        else:
-            client = patience.PatientClient(
-                url,
-                limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
-                tls=own.tls_context(binding, self._settings) if origin[0] == "https" else None,
-            )
-        server = self._servers[origin] = _Server(url, client, self._engine(client) if self._active else None)
+        url = base_url(origin)
+        client = self._client(url, binding)
+        server = self._servers[origin] = _Server(url, client, self._engine(client, binding) if self._active else None)
         return server
 
-    def _engine(self, client: HttpClient) -> Engine:
+    def _client(self, url: str, binding: Binding) -> HttpClient:
+        scheme, _, _ = origin = origin_of(url)
+        proxy = own.proxy_of(origin, self._settings)
+        if self._settings.http2 or proxy is not None:
+            own.tell_once(url, self._settings)
+            return own.BridgeClient(url, binding, self.own.get(binding, proxy))
+        return patience.PatientClient(
+            url,
+            limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
+            tls=own.tls_context(binding, self._settings) if scheme == "https" else None,
+        )
+
+    def _engine(self, client: HttpClient, binding: Binding) -> Engine:
         # Keys hold the tenant, tenants hold the server: nothing crosses.
-        engine = Engine(client, self._policy, listener=self._heard, beside=self._first)
+        engine = Engine(
+            client,
+            self._policy,
+            client=lambda url: self._client(url, binding),  # of the policy's own deployments
+            beside=self._first,
+            listener=self._heard,
+        )
         self._first = self._first or engine
         return engine
 
@@ -124,12 +136,18 @@ class Servers:
         if len(self._servers) < self._settings.servers:
             return
         for origin, server in self._servers.items():
-            if not server.client.busy:
+            if not _is_busy(server):
                 del self._servers[origin]
-                close_soon(server.client.close())
+                self.reader.forget()  # what the engine noted on heads
+                close_soon(self._forget(server))
                 return
         msg = f"calls to {len(self._servers)} servers are under way, as many as TransportSettings.servers allows"
         raise Overloaded(msg, retry_after_s=1.0)
+
+    async def _forget(self, server: _Server) -> None:
+        if server.engine is not None and server.engine is not self._first:  # its cache serves the others
+            await server.engine.close()
+        await server.client.close()
 
 
 async def _through(engine: Engine, url: str, asked: Outgoing) -> Answered:
@@ -165,6 +183,10 @@ async def _straight(client: HttpClient, url: str, asked: Outgoing) -> Answered:
     if reply.done:  # small answers are all here with their head
         return Answered(reply.status, reply.headers, await reply.read())
     return Answered(reply.status, reply.headers, patience.Timed(patience.Direct(reply), asked.read_s, url))
+
+
+def _is_busy(server: _Server) -> bool:
+    return bool(server.client.busy) or (server.engine is not None and server.engine.is_busy)
 
 
 def _state(server: _Server) -> dict[str, int]:

@@ -9,7 +9,7 @@ from paceline.accelerate.record import Listener
 from paceline.accelerate.transport import background
 from paceline.accelerate.transport.binding import FAILURES, Binding, binding_of
 from paceline.accelerate.transport.hand_over import HandOver
-from paceline.accelerate.transport.outgoing import Outgoing, RequestReader
+from paceline.accelerate.transport.outgoing import Outgoing
 from paceline.accelerate.transport.own import OwnTransports
 from paceline.accelerate.transport.servers import Answered, Servers
 from paceline.accelerate.transport.settings import TransportSettings
@@ -43,7 +43,6 @@ class Transport(_Base):
         self._settings = settings or TransportSettings()
         self._listener = listener
         self._own = OwnTransports(self._settings, sync=True)
-        self._reader = RequestReader()
         self._lock = threading.Lock()
         self._held: tuple[background.LoopThread, Servers] | None = None
 
@@ -51,7 +50,7 @@ class Transport(_Base):
         """Answer one request; the response's body is read as it comes. Raises the exceptions of the client's module."""
         binding = binding_of(request)
         thread, servers = self._open()
-        asked = self._reader.read(request, binding)
+        asked = servers.reader.read(request, binding)
         if asked is None or servers.is_plain(asked.head.origin):
             return self._own.for_request(binding, request).handle_request(request)
         try:

@@ -148,14 +148,15 @@ def test_a_limit_answers_429_with_the_real_headers() -> None:
     assert headers["x-request-id"]
 
 
+@pytest.mark.slow
 def test_the_sdks_own_retries_get_through_a_limit() -> None:
-    """At speed 50 a wait is fifty times shorter, and the SDK honours the milliseconds."""
+    """At speed 10 a wait is ten times shorter, and the SDK honours the milliseconds."""
     config = limited(requests_per_min=60, burst_s=1.0)
     with (
-        SimulatedProvider(config, speed=50) as provider,
+        SimulatedProvider(config, speed=10) as provider,
         openai.OpenAI(base_url=f"{provider.url}/v1", api_key="k", max_retries=5) as client,
     ):
-        for _ in range(6):
+        for _ in range(4):
             client.chat.completions.create(model="gpt-4o", messages=USER, max_tokens=1)
         assert provider.refused >= 1
 

@@ -7,12 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.wire.call import CallInfo, Usage
-from paceline.wire.openai import OPENAI, StreamReader, error_body, read_call, read_reply
+from paceline.wire.call import CallInfo, Usage, decode_object
+from paceline.wire.openai import OPENAI, StreamReader, error_body
 from paceline.wire.sse import encode
 from paceline.wire.tokens import estimate_tokens
 
 CHAT = "/v1/chat/completions"
+
+
+def read_call(path: str, body: bytes) -> CallInfo:
+    kind, fields = OPENAI.kind_of(path), decode_object(body)
+    if kind is None or fields is None:
+        return CallInfo()
+    return OPENAI.describe(kind, path, fields, OPENAI.canonical(fields))
 
 
 def call(path: str = CHAT, **fields: Any) -> CallInfo:
@@ -109,7 +116,7 @@ def test_the_template_hash_follows_the_start_of_the_prompt() -> None:
 
 def test_a_plain_answer_is_read() -> None:
     """Text, tool arguments, usage with cached tokens."""
-    info = read_reply(
+    info = OPENAI.read_reply(
         msgspec.json.encode(
             {
                 "choices": [
@@ -142,7 +149,7 @@ def test_a_plain_answer_is_read() -> None:
 )
 def test_refusals_and_errors_are_told_apart(reply: dict[str, Any], complete: bool, refused: bool) -> None:
     """Only complete, willing answers may be kept."""
-    info = read_reply(msgspec.json.encode(reply))
+    info = OPENAI.read_reply(msgspec.json.encode(reply))
     assert (info.complete, info.refused) == (complete, refused)
 
 

@@ -93,7 +93,7 @@ class EventReader:
     LENGTH: frozenset[str] = frozenset()  # why an answer ended that reached the limit of its length
 
     def __init__(self) -> None:
-        self._parser = SseParser()
+        self._parser: SseParser | None = None
         self.texts: list[str] = []
         self.usage: Usage | None = None
         self.usage_partial = False
@@ -109,6 +109,8 @@ class EventReader:
     def feed(self, data: bytes) -> None:
         """Take bytes of the body, cut anywhere. Never raises; what it cannot read makes the answer incomplete."""
         try:
+            if self._parser is None:
+                self._parser = SseParser()
             for event in self._parser.feed(data):
                 self.take(event)
         except (ValueError, RecursionError):

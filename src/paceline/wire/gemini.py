@@ -273,7 +273,7 @@ class _Chunk(msgspec.Struct, gc=False):
 
     candidates: list[_Candidate] | None = None
     promptFeedback: _Feedback | None = None  # noqa: N815
-    usageMetadata: _Usage | None = None  # noqa: N815
+    usageMetadata: msgspec.Raw = NOTHING  # noqa: N815 - of a stream's chunks only the last is read
     modelVersion: Any = None  # noqa: N815
     error: _Error | None = None
     embedding: msgspec.Raw = NOTHING
@@ -283,9 +283,14 @@ class _Chunk(msgspec.Struct, gc=False):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_chunks = msgspec.json.Decoder(list[_Chunk]).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
-def _usage_of(raw: _Usage) -> Usage | None:
+def _usage_of(data: msgspec.Raw) -> Usage | None:
+    try:
+        raw = _decode_usage(data)
+    except DECODING:
+        return None
     if not isinstance(raw.promptTokenCount, int):
         return None
     thoughts = count(raw.thoughtsTokenCount)
@@ -314,7 +319,7 @@ class ChunkReader(EventReader):
         self._array: list[bytes] | None = None  # pieces of an array; None: events, or nothing yet
         self._array_bytes = 0
         self._begun = False
-        self._usage: _Usage | None = None
+        self._usage = NOTHING  # counts are cumulative: the last ones
         self._failed = False  # a candidate ended as none should
 
     def feed(self, data: bytes) -> None:
@@ -342,7 +347,7 @@ class ChunkReader(EventReader):
             for chunk in self._chunks(data):
                 self.take_chunk(chunk)
         self.ended = self.ended and not self._failed
-        self.usage = _usage_of(self._usage) if self._usage is not None else None
+        self.usage = _usage_of(self._usage) if self._usage is not NOTHING else None
         return super().result()
 
     def _chunks(self, data: bytes) -> list[_Chunk]:
@@ -371,8 +376,8 @@ class ChunkReader(EventReader):
                 self.ended = True
                 self.refused |= self.finish in _REFUSED
                 self._failed |= self.finish not in _WHOLE | _REFUSED
-        if chunk.usageMetadata is not None:
-            self._usage = chunk.usageMetadata  # cumulative: the last one counts
+        if chunk.usageMetadata is not NOTHING:
+            self._usage = chunk.usageMetadata
         if self.model is None:
             self.model = word(chunk.modelVersion)
         if chunk.promptFeedback is not None and chunk.promptFeedback.blockReason:

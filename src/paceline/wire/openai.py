@@ -19,7 +19,6 @@ from paceline.wire.call import (
     Turn,
     Usage,
     count,
-    decode_object,
     describe_turns,
     dicts,
     encode_sorted,
@@ -422,22 +421,3 @@ _TEXT_EVENTS = frozenset(
     }
 )
 _FINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
-
-
-# --- names of before the dialects; nothing new may use them ----------------------------------------------------------
-
-kind_of = OPENAI.kind_of
-canonical = OPENAI.canonical
-read_reply = OPENAI.read_reply
-
-
-def read_call(path: str, body: bytes) -> CallInfo:
-    """What a POST to `path` (without query) asks."""
-    kind = kind_of(path)
-    call = decode_object(body) if kind else None
-    return CallInfo() if kind is None or call is None else describe_call(kind, call, canonical(call))
-
-
-def describe_call(kind: str, call: dict[str, Any], canon: bytes) -> CallInfo:
-    """What a decoded call of this kind asks; `canon` is its `canonical` form."""
-    return OPENAI.describe(kind, "", call, canon)

@@ -1,236 +1,222 @@
-"""CPU the gateway spends on one call: cached hit, miss, pass-through and stream, beside nginx answering from memory.
+"""CPU the gateway spends on one call, beside nginx and other gateways; and whether its memory stays flat.
 
-    python -m benchmarks.gateway --json [--quick]
+    python -m benchmarks.gateway --json [--quick] [--litellm PATH] [--peer PATH]
 
-Timed: user + system CPU of the gateway process (`paceline serve`, spans and cost on) over N chat calls on 32 kept-alive
-connections from this process, divided by N; the upstream is a server of our own in another process. nginx, where
-installed, answers the same bytes with `return 200`. Rounds of all targets alternate; the figure is the median.
+hit                an exact cache hit
+miss               a model call passed through: no policy, metrics and cost on
+recommended_miss   a call nobody made before under the policy `paceline serve` has when none is given
+spans_miss         as miss, and a span of every call written to a run
+stream             a streamed call of 21 events passed through, for each request and each event
+Timed: user + system CPU of the gateway's processes (one worker) over N chat calls of 1 KB on 32 kept-alive connections,
+divided by N. The upstream is nginx answering from memory where it is installed (a server of our own for streams), on
+another core with the load; nginx also runs as a static server and as a proxy in the gateway's place. PATHs are the
+programs of LiteLLM and sglang-router, installed apart (.venv-peers/bin). Rounds of all targets alternate; the figure is
+the median. Ratios are peer / ours.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
-import platform
-import shutil
-import socket
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvloop
 
+from benchmarks._rig import (
+    CONNECTIONS,
+    Target,
+    alternate,
+    announced,
+    call,
+    cores,
+    cpu_us_per_request,
+    drive,
+    free_port,
+    listening,
+    machine,
+    nginx,
+    nginx_path,
+    pin,
+    python_upstream,
+)
 from paceline.store.folder import create_run
-from paceline.wire.client import Connection, connect, encode_request
-from paceline.wire.http import HttpRequest, Reply
-from paceline.wire.server import serve
-from paceline.wire.sse import encode
 
-CONNECTIONS = 32
-CHAT = "/v1/chat/completions"
-TEXT = "The order was sent on Monday and should arrive within three days. " * 6
-REPLY = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "model": "gpt-4o-mini",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 200, "completion_tokens": 99, "total_tokens": 299},
-    }
-).encode()
-EVENT = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion.chunk",
-    "choices": [{"index": 0, "delta": {"content": "word "}}],
-}
-EVENTS = [encode(json.dumps(EVENT).encode())] * 20 + [encode(b"[DONE]")]
-JSON = (b"content-type", b"application/json")
-
-
-def call(number: int | None, *, stream: bool = False) -> bytes:
-    """A chat call of about 1 KB; with a number it is a call nobody made before."""
-    question = f"{TEXT * 2} {number or ''}"
-    messages = [{"role": "system", "content": "Answer."}, {"role": "user", "content": question}]
-    body = json.dumps({"model": "gpt-4o-mini", "stream": stream, "messages": messages}).encode()
-    return encode_request("POST", CHAT, "127.0.0.1", [JSON, (b"authorization", b"Bearer sk-x")], body)
-
-
-async def upstream() -> None:
-    """The provider: the same answer to everybody, at once."""
-
-    async def events() -> AsyncIterator[bytes]:
-        for event in EVENTS:
-            yield event
-            await asyncio.sleep(0)
-
-    def handle(request: HttpRequest) -> Reply:
-        if b'"stream": true' in request.body:
-            return Reply(200, [(b"content-type", b"text/event-stream")], events())
-        return Reply(200, [JSON], REPLY)
-
-    server = await serve(handle, "127.0.0.1", 0)
-    print(json.dumps({"port": server.port}), flush=True)
-    await asyncio.Event().wait()
-
-
-class User:
-    """One connection that sends its requests one after the other."""
-
-    def __init__(self, connection: Connection, requests: Iterator[bytes]) -> None:
-        self.connection = connection
-        self.done = asyncio.Event()
-        self.failed = 0
-        self._requests = requests
-
-    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Count refusals."""
-        self.failed += status != 200
-
-    def on_body(self, data: bytes) -> None:
-        """Not looked at."""
-
-    def on_done(self, error: Exception | None, reusable: bool) -> None:
-        """Count failures and go on."""
-        self.failed += error is not None
-        self.next()
-
-    def next(self) -> None:
-        """Send the next request, if there is one."""
-        request = next(self._requests, None)
-        if request is None or self.connection.closed:
-            self.done.set()
-        else:
-            self.connection.start(request, self)
-
-
-async def drive(port: int, requests: Iterator[bytes]) -> None:
-    """Send everything over CONNECTIONS connections; any failure ends the benchmark."""
-    users = [User(await connect("127.0.0.1", port), requests) for _ in range(CONNECTIONS)]
-    for user in users:
-        user.next()
-    for user in users:
-        await user.done.wait()
-        user.connection.abort()
-    assert not sum(user.failed for user in users), "requests failed"
-
-
-def cpu_us_per_request(process: psutil.Process, port: int, count: int, number: int | None, *, stream: bool) -> float:
-    """One round: CPU of the process and its children over `count` requests; `number`: each one is new."""
-    requests = [call(None if number is None else number + i, stream=stream) for i in range(count)]
-    watched = [process, *process.children(recursive=True)]
-    before_s = sum(sum(p.cpu_times()[:2]) for p in watched)
-    uvloop.run(drive(port, iter(requests)))
-    return (sum(sum(p.cpu_times()[:2]) for p in watched) - before_s) / count * 1e6
-
-
-@contextlib.contextmanager
-def started(command: list[str]) -> Iterator[tuple[psutil.Process, int]]:
-    """A process that announces its port as a JSON line."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield psutil.Process(process.pid), json.loads(process.stdout.readline())["port"]
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-@contextlib.contextmanager
-def nginx(folder: Path) -> Iterator[tuple[psutil.Process, int] | None]:
-    """nginx with one worker that answers REPLY from its configuration; None where it is not installed."""
-    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/bin:/usr/bin:/opt/homebrew/bin")
-    if binary is None:
-        yield None
-        return
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port = probe.getsockname()[1]
-    answer = REPLY.decode().replace("'", "")
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log crit;\n"
-        "events { worker_connections 1024; }\n"
-        f"http {{ access_log off; client_body_temp_path {folder}; keepalive_requests 10000000;\n"
-        f" server {{ listen 127.0.0.1:{port};\n"
-        f"  location / {{ default_type application/json; return 200 '{answer}'; }} }} }}"
-    )
-    process = subprocess.Popen([binary, "-c", str(folder / "nginx.conf"), "-p", str(folder)], stderr=subprocess.DEVNULL)
-    try:
-        uvloop.run(_listening(port))
-        yield psutil.Process(process.pid), port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-async def _listening(port: int) -> None:
-    for _ in range(200):
-        try:
-            (await connect("127.0.0.1", port)).abort()
-        except OSError:
-            await asyncio.sleep(0.02)
-        else:
-            return
-    raise TimeoutError
+EVENTS = 21
+PASSING = "single_flight = false\n"
+SHARING = "single_flight = true\n[cache]\nenabled = true\n"
+SMALL = SHARING + "[cache.memory]\nmax_bytes = 2_000_000\n"  # full long before the memory is looked at first
+HEAVY = 50  # a peer that needs milliseconds for a call gets this many times fewer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="one JSON object (also the default)")
     parser.add_argument("--quick", action="store_true", help="fewer requests and rounds")
-    parser.add_argument("--upstream", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--litellm", metavar="PATH", help="LiteLLM's program, to run beside")
+    parser.add_argument("--peer", metavar="PATH", help="sglang-router's program, to run beside")
     args = parser.parse_args()
-    if args.upstream:
-        uvloop.run(upstream())
-    result = measure(*((4000, 3) if args.quick else (10_000, 7)))
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for target, rounds in result["rounds"].items():
-            print(f"{target:<24} {statistics.median(rounds):7.1f} us CPU a request")
+    load, _ = cores()
+    pin(load)
+    count, rounds, many = (4000, 3, 30_000) if args.quick else (10_000, 7, 1_000_000)
+    with tempfile.TemporaryDirectory() as temporary:
+        result = measure(Path(temporary), count, rounds, args.litellm, args.peer)
+        result["memory"] = memory(Path(temporary), many)
+    print(json.dumps(result))
 
 
-def measure(count: int, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, count: int, rounds: int, litellm: str | None, peer: str | None) -> dict[str, Any]:
     """All targets in alternating rounds of `count` requests."""
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = Path(temporary)
-        policy = folder / "sharing.toml"
-        policy.write_text("single_flight = true\n[cache]\nenabled = true\n")
-        _, port = stack.enter_context(started([sys.executable, "-m", "benchmarks.gateway", "--upstream"]))
-        serving = [sys.executable, "-m", "paceline", "serve", "--json", "--port", "0"]
-        serving += ["--upstream", f"http://127.0.0.1:{port}"]
-        runs = [str(create_run(folder, name).path) for name in ("passing", "sharing")]
-        passing = stack.enter_context(started([*serving, "--run", runs[0]]))
-        sharing = stack.enter_context(started([*serving, "--run", runs[1], "--policy", str(policy)]))
-        static = stack.enter_context(nginx(folder))
-        targets = {
-            "hit": (sharing, False, False),
-            "pass": (passing, False, False),
-            "miss": (sharing, True, False),
-            "stream_pass_21_events": (passing, False, True),
-            **({"nginx_static": (static, False, False)} if static else {}),
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(plain_upstream(folder))[1]
+        streams = stack.enter_context(python_upstream(cores()[0]))[1]
+        run = create_run(folder, "spans").path
+        passing = stack.enter_context(gateway(folder, upstream, PASSING))
+        sharing = stack.enter_context(gateway(folder, upstream, SHARING))
+        recommended = stack.enter_context(gateway(folder, upstream, None))
+        spans = stack.enter_context(gateway(folder, upstream, PASSING, "--run", str(run)))
+        streaming = stack.enter_context(gateway(folder, streams, PASSING))
+        figures: dict[str, Callable[[int], float]] = {
+            "hit": rounds_of(sharing, count),
+            "miss": rounds_of(passing, count, new=True),
+            "recommended_miss": rounds_of(recommended, count, new=True),
+            "spans_miss": rounds_of(spans, count, new=True),
+            "stream": rounds_of(streaming, count // 4, stream=True),
         }
-        figures: dict[str, list[float]] = {target: [] for target in targets}
-        for turn in range(-1, rounds):  # the first round warms up
-            for target, ((process, target_port), new, stream) in targets.items():
-                number = (turn + 2) * count if new else None
-                figure = cpu_us_per_request(process, target_port, count if turn >= 0 else 500, number, stream=stream)
-                if turn >= 0:
-                    figures[target].append(round(figure, 1))
+        if nginx_path():
+            _, tested = cores()
+            static = stack.enter_context(nginx(folder / "static", tested))
+            proxy = stack.enter_context(nginx(folder / "proxy", tested, upstream=upstream))
+            figures |= {"nginx_static": rounds_of(static, count), "nginx_proxy": rounds_of(proxy, count, new=True)}
+        if litellm:
+            hits = stack.enter_context(start_litellm(folder, litellm, upstream, cache=True))
+            misses = stack.enter_context(start_litellm(folder, litellm, upstream, cache=False))
+            figures["litellm_hit"] = rounds_of(hits, count // HEAVY)
+            figures["litellm_miss"] = rounds_of(misses, count // HEAVY, new=True)
+        if peer:
+            other = stack.enter_context(start_sglang_router(peer, upstream))
+            figures["sglang_router_miss"] = rounds_of(other, count, new=True)
+        measured = alternate(figures, rounds)
         rss_mb = round(sharing[0].memory_info().rss / 1e6, 1)
     return {
         "benchmark": "gateway",
-        "cpu_us_per_request": {target: statistics.median(values) for target, values in figures.items()},
-        "rounds": figures,
-        "requests_per_round": count,
+        "machine": machine(),
         "connections": CONNECTIONS,
-        "gateway_rss_mb": rss_mb,
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": psutil.getloadavg()[0],
+        "requests_per_round": count,
+        "upstream": "nginx" if nginx_path() else "our own server",
+        **report({name: statistics.median(values) for name, values in measured.items()}),
+        "rounds": measured,
+        "rss_mb": rss_mb,
     }
+
+
+def report(median: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Figures by their published names."""
+    figures: dict[str, dict[str, float]] = {
+        name: {"cpu_us_per_request": round(value, 1)} for name, value in median.items() if "litellm" not in name
+    }
+    figures["stream"]["cpu_us_per_event"] = round(median["stream"] / EVENTS, 1)
+    for mine, theirs in (("hit", "nginx_static"), ("miss", "nginx_proxy"), ("miss", "sglang_router_miss")):
+        if theirs in median:
+            figures[theirs]["ratio"] = round(median[theirs] / median[mine], 2)
+    if "litellm_hit" in median:
+        figures["litellm"] = {
+            "hit_cpu_us_per_request": round(median["litellm_hit"], 1),
+            "miss_cpu_us_per_request": round(median["litellm_miss"], 1),
+            "hit_ratio": round(median["litellm_hit"] / median["hit"], 1),
+            "miss_ratio": round(median["litellm_miss"] / median["miss"], 1),
+        }
+    return figures
+
+
+def rounds_of(target: Target, count: int, *, new: bool = False, stream: bool = False) -> Callable[[int], float]:
+    """What measures one round of `count` requests; `new`: calls nobody made before."""
+
+    def measure_one(turn: int) -> float:
+        first, number = (turn + 2) * count, count if turn >= 0 else min(count, 500)
+        requests = [call(first + i if new else None, stream=stream) for i in range(number)]
+        return cpu_us_per_request(target, requests)
+
+    return measure_one
+
+
+def memory(folder: Path, count: int) -> dict[str, Any]:
+    """Resident memory after 10, 50 and 100 % of `count` calls: half of them hits, streams among the rest."""
+    marks = (0.1, 0.5, 1.0)
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(python_upstream(cores()[0]))[1]
+        process, port = stack.enter_context(gateway(folder, upstream, SMALL))
+        rss_mb, done = [], 0
+        for mark in marks:
+            uvloop.run(drive(port, mixed(done, int(count * mark))))
+            done = int(count * mark)
+            rss_mb.append(round(process.memory_info().rss / 1e6, 1))
+    return {
+        "requests": count,
+        "rss_mb_at_10_50_100_percent": rss_mb,
+        "growth_ratio": round(rss_mb[-1] / rss_mb[0], 3),
+    }
+
+
+def mixed(first: int, last: int) -> Iterator[bytes]:
+    """Calls number `first` to `last`: every second one seen before, every tenth streamed."""
+    again = call(None)
+    for number in range(first, last):
+        yield again if number % 2 else call(number, stream=number % 10 == 0)
+
+
+@contextlib.contextmanager
+def plain_upstream(folder: Path) -> Iterator[Target]:
+    """The provider of plain calls."""
+    load, _ = cores()
+    with nginx(folder / "upstream", load) if nginx_path() else python_upstream(load) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, upstream: int, policy: str | None, *options: str) -> Iterator[Target]:
+    """`paceline serve` with this policy; None: the one it has when none is given."""
+    command = [sys.executable, "-m", "paceline", "serve", "--json", "--port", "0"]
+    command += ["--upstream", f"http://127.0.0.1:{upstream}", *options]
+    if policy is not None:
+        path = folder / f"policy-{len(list(folder.glob('policy-*')))}.toml"
+        path.write_text(policy)
+        command += ["--policy", str(path)]
+    with announced(command, cores()[1]) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def start_litellm(folder: Path, program: str, upstream: int, *, cache: bool) -> Iterator[Target]:
+    """LiteLLM's proxy at its leanest: no database, no call-backs, the key of our calls as its master key."""
+    config = folder / f"litellm-{cache}.yaml"
+    config.write_text(
+        "model_list:\n - model_name: gpt-4o-mini\n   litellm_params:\n    model: openai/gpt-4o-mini\n"
+        f"    api_base: http://127.0.0.1:{upstream}/v1\n    api_key: sk-x\n"
+        "litellm_settings:\n telemetry: false\n"
+        + (" cache: true\n cache_params:\n  type: local\n" if cache else "")
+        + "general_settings:\n master_key: sk-x\n"
+    )
+    port = free_port()
+    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_PROXY": "*"}
+    with listening(command, cores()[1], port, within_s=120.0, env=environment, cwd=folder) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def start_sglang_router(program: str, upstream: int) -> Iterator[Target]:
+    """sglang-router (Rust) in front of the same upstream, without retries and health checks."""
+    port = free_port()
+    command = [program, "launch", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin", "--log-level", "error"]
+    command += ["--prometheus-port", str(free_port()), "--disable-retries", "--disable-health-check"]
+    with listening(command, cores()[1], port) as target:
+        yield target
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ _HIGH_WATER = 256 * 1024  # bytes waiting for a slow consumer before the connect
 class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one client."""
 
-    connections: int = 1024  # above it, requests wait for a free one in order
+    connections: int = 8192  # above it, requests wait for a free one in order
     idle_s: float = 50.0  # a connection unused this long is closed
     body_bytes: int = 64 * 1024 * 1024  # of an answer that is read whole
 

@@ -24,6 +24,7 @@ from tests.wire.builders import run
 
 from paceline.errors import ConfigError
 from paceline.gateway.keys import Key, add_key, new_key, read_keys, revoke_key
+from paceline.wire.http import HttpRequest
 
 BODY = msgspec.json.encode({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]})
 MESSAGES = "/v1/messages"
@@ -217,7 +218,10 @@ def test_tenants_share_answers_only_among_themselves() -> None:
 
 
 def test_new_keys_hold_on_connections_that_are_open() -> None:
-    """A revoked key is refused on the connection it was known on; a key given to another tenant asks anew."""
+    """A revoked key is refused on the connection it was known on; a key given to another tenant asks anew.
+
+    And nothing that holds a secret shows it.
+    """
     presented, key = make()
     moved = msgspec.structs.replace(key, tenant="other")
 
@@ -226,6 +230,10 @@ def test_new_keys_hold_on_connections_that_are_open() -> None:
             assert [(await g.ask(presented))[1] for _ in range(2)] == ["miss", "hit"]
             g.gateway.serve_with(g.gateway.engine, door_for([moved]))
             assert [(await g.ask(presented))[1] for _ in range(2)] == ["miss", "hit"]
+            notes: dict[Any, Any] = {}
+            request = HttpRequest("POST", CHAT, [bearer(presented)], BODY, notes=notes)
+            shown = repr((g.gateway.door, g.gateway.door and g.gateway.door.admit(request), notes, g.records))
+            assert not any(secret in shown for secret in (presented, key.hash, OPENAI_SECRET.decode()))
             g.gateway.serve_with(g.gateway.engine, door_for([]))
             assert (await g.ask(presented))[0] == 401
 

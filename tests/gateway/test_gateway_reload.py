@@ -12,15 +12,20 @@ from tests.gateway.builders import EVENTS, PLAIN
 from tests.gateway.keyed import bearer
 from tests.gateway.serving import CHAT, eventually, serving
 from tests.gateway.test_gateway_workers import run_long
-from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
+from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, run, scripted, until
 
+from paceline.accelerate.cache.policy import CachePolicy
 from paceline.accelerate.policy import RECOMMENDED, Policy
 from paceline.cli import main as cli
+from paceline.clock import RunClock
 from paceline.errors import ConfigError
-from paceline.gateway.config import GatewayConfig, Sources, credentials, policy_of
+from paceline.gateway.config import GatewayConfig, ProviderSettings, Sources, credentials, policy_of
 from paceline.gateway.config_text import described
-from paceline.gateway.keys import add_key, new_key, revoke_key
-from paceline.gateway.reload import needs_restart
+from paceline.gateway.keys import Key, add_key, new_key, revoke_key
+from paceline.gateway.keys_table import Table
+from paceline.gateway.pages import Pages
+from paceline.gateway.reload import Composition, needs_restart
+from paceline.wire.http import HttpRequest, Reply
 
 WHOLE = """
 keys_file = "keys.toml"
@@ -154,6 +159,46 @@ def test_what_only_a_restart_changes_is_known(tmp_path: Path) -> None:
     assert needs_restart(old, new) == ["port", "workers"]
 
 
+def test_what_did_not_change_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New keys: the same engine. Another policy: a new engine with the old one's answers; that ends when it is done."""
+    monkeypatch.setattr("paceline.gateway.reload._LOOK_S", 0.001)
+    first, second = new_key("first")[1], new_key("second")[1]
+    caching = Policy(cache=CachePolicy(enabled=True))
+
+    def config(url: str, *keys: Key, policy: Policy = caching) -> GatewayConfig:
+        return GatewayConfig(providers={"openai": ProviderSettings(url=url)}, policy=policy, keys=list(keys))
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        script: list[Step] = [STREAM_HEAD, chunk(EVENTS[0]), gate, *map(chunk, EVENTS[1:]), STREAM_END]
+        async with scripted(*script) as upstream:
+            composition = Composition(lambda _: None, Pages(), Table(1), 0, clock=RunClock())
+            rows = {first.id: 0, second.id: 1}
+            gateway = composition.apply(config(upstream.url), rows)
+            old = gateway.engine
+            assert gateway.door is None
+            assert composition.apply(config(upstream.url, first), rows).engine is old
+            assert gateway.door is not None
+            request = HttpRequest("POST", CHAT, [], b'{"model": "m", "stream": true}')
+            reply = old.handle(request)
+            assert not isinstance(reply, Reply)
+            stream = (await reply).body
+            assert not isinstance(stream, (bytes, list))
+            pieces = [await anext(stream)]
+            composition.apply(config(upstream.url, policy=msgspec.structs.replace(caching, single_flight=True)), {})
+            assert gateway.engine is not old
+            assert gateway.engine.cache is old.cache
+            assert composition._retiring
+            gate.set()
+            pieces += [piece async for piece in stream]
+            assert pieces == EVENTS
+            await until(lambda: not composition._retiring)
+            assert len(upstream.requests) == 1
+            await composition.close()
+
+    run(main())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) -> None:
@@ -190,12 +235,17 @@ def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) 
                     assert (await g.ask(bearer(bob[0])))[0] == 200
                 assert len(upstream.requests) == sent  # the same connection, so the same worker's cache
 
-                config.write_text("[server]\nport = false\n")
-                g.process.send_signal(signal.SIGHUP)
-                said = await g.line()
-                assert said.startswith(f"paceline: the old configuration stays in force: the configuration {config} is")
-                assert "`$.server.port`" in said
-                assert (await g.ask(bearer(bob[0])))[0] == 200
+                deployment = 'name = "d"\nmodel = "m"\nurl = "http://127.0.0.1:1"\nkey_env = "PACELINE_NOT_SET"\n'
+                for text, words in (  # one that no file may hold, and one that only an engine finds out
+                    ("[server]\nport = false\n", f"the configuration {config} is wrong: Expected `int`, got `bool`"),
+                    (f"[[policy.routing.deployments]]\n{deployment}", "PACELINE_NOT_SET"),
+                ):
+                    config.write_text(text)
+                    g.process.send_signal(signal.SIGHUP)
+                    said = await g.line()
+                    assert said.startswith("paceline: the old configuration stays in force: ")
+                    assert words in said
+                    assert (await g.ask(bearer(bob[0])))[0] == 200
 
                 gate.set()
                 assert await stream.read() == b"".join(EVENTS[1:])

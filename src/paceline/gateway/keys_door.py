@@ -46,6 +46,9 @@ class _Known(msgspec.Struct, frozen=True):
     headers: Headers  # with the provider's credential
     target: str
 
+    def __repr__(self) -> str:
+        return f"_Known(caller={self.caller!r})"
+
 
 class Door:
     """Lets callers in by their keys and puts the providers' credentials on their calls.

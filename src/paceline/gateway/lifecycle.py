@@ -38,7 +38,7 @@ async def _serve_alone(sources: Sources, config: GatewayConfig, ready: Ready, ru
             async for number in told:
                 if number != signal.SIGHUP:
                     break
-                config = reload(sources, config, ledger, process.apply, process.metrics)
+                config = await reload(sources, config, ledger, process.apply, process.metrics)
             await unless_told_again(process.drain(), told)
     finally:
         await process.close()
@@ -56,6 +56,6 @@ async def _serve_together(sources: Sources, config: GatewayConfig, ready: Ready,
         async for number in told:
             if number != signal.SIGHUP:
                 break
-            config = reload(sources, config, parent.ledger, parent.apply, parent.metrics)
+            config = await reload(sources, config, parent.ledger, parent.apply, parent.metrics)
         await unless_told_again(parent.drain(), told)
     return number

@@ -97,7 +97,7 @@ class ServingProcess:
         _quiet_collector()
         return Address(host, self._server.port)
 
-    def apply(self, config: GatewayConfig, rows: Mapping[str, int]) -> None:
+    async def apply(self, config: GatewayConfig, rows: Mapping[str, int]) -> None:
         """Answer new calls by a new configuration. ConfigError: the old one goes on."""
         assert self._composition is not None  # noqa: S101 - started before
         self._composition.apply(config, rows)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from paceline.gateway.reload import needs_restart
 SAVE_S = 2.0  # how often what the keys spent is written down
 
 
-def reload(
+async def reload(
     sources: Sources,
     old: GatewayConfig,
     ledger: Ledger,
-    apply: Callable[[GatewayConfig, Mapping[str, int]], None],
+    apply: Callable[[GatewayConfig, Mapping[str, int]], Awaitable[None]],
     metrics: Metrics,
 ) -> GatewayConfig:
     """Read the configuration again and apply it; a wrong one changes nothing. Says in one line what came of it."""
     try:
         new = sources.load()
-        apply(new, admit_keys(ledger, new))
+        await apply(new, admit_keys(ledger, new))
     except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            admit_keys(ledger, old)
         say(f"the old configuration stays in force: {error}")
         metrics.count("paceline_reloads_total", label("result", "refused"))
         return old

@@ -5,6 +5,7 @@ held; the connections that wait for it are answered by its successor.
 """
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import socket
@@ -17,16 +18,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from paceline.errors import ServiceError
+from paceline.errors import ConfigError, ServiceError
 from paceline.gateway.config import GatewayConfig
 from paceline.gateway.keys_table import Ledger, Table
 from paceline.gateway.lifecycle_process import Address
 from paceline.gateway.lifecycle_told import admit_keys, say, spent_gauges
 from paceline.gateway.metrics import Metrics
 from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
-from paceline.gateway.workers_channel import Assignment, Channel, NewConfig, Stop
+from paceline.gateway.workers_channel import Assignment, Channel, NewConfig, Stop, Told
 from paceline.gateway.workers_sockets import Listeners
 
+_ANSWER_S = 10.0  # a worker that has not taken up a new configuration by then is not waited for
 _START_S = 30.0  # a worker not ready after that is taken for dead
 _HEALTHY_S = 30.0  # one that lived that long is replaced at once
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 10.0
@@ -50,28 +52,32 @@ class Worker:
         self.ready = asyncio.Event()
         self.failures = 0  # short lives in a row
         self.error: str | None = None  # why it did not start
+        self.answers: asyncio.Queue[Told | None] = asyncio.Queue()  # to new configurations; None: it is gone
 
     def launch(self, listen_fd: int, table_fd: int) -> socket.socket:
         """Start the process; the parent's end of its channel."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listen_fd, table_fd),
-                preexec_fn=_ignore_interrupts,  # noqa: PLW1509 - one signal call, and nobody else runs in the parent
-            )
+        # Ctrl-C reaches the whole group of processes; what it means is the parent's to say. The mask is inherited, so
+        # a worker is deaf to it from its first instruction on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", _MODULE, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), listen_fd, table_fd),
+                )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return ours
 
     def kill(self) -> None:
         """End it now."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole group; what it means is the parent's to say, also while a worker still starts."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Parent:
@@ -124,12 +130,32 @@ class Parent:
         self._listeners.close()  # the workers have theirs; when they close them, too, callers are refused
         await asyncio.wait(self._keepers, timeout=server.drain_s + _OVERTIME_S)
 
-    def apply(self, config: GatewayConfig, rows: Mapping[str, int]) -> None:
-        """Have every worker answer new calls by a new configuration; successors start with it."""
+    async def apply(self, config: GatewayConfig, rows: Mapping[str, int]) -> None:
+        """Have every worker answer new calls by a new configuration; successors start with it.
+
+        ConfigError: one of them cannot follow; all of them go on with the old one.
+        """
+        was = self.config, self._rows
+        refused = await self._tell(config, rows)
+        if refused is not None:
+            await self._tell(*was)
+            raise ConfigError(refused)
+
+    async def _tell(self, config: GatewayConfig, rows: Mapping[str, int]) -> str | None:
+        """Hand out a configuration; why a worker cannot follow it, None when all of them do."""
         self.config, self._rows = config, rows
-        for worker in self._workers:
+        asked = [worker for worker in self._workers if worker.channel is not None]
+        for worker in asked:
+            while not worker.answers.empty():
+                worker.answers.get_nowait()
             if worker.channel is not None:
                 worker.channel.send(NewConfig(config=config, rows=dict(rows)))
+        refused = None
+        for worker in asked:
+            with contextlib.suppress(TimeoutError):
+                answer = await asyncio.wait_for(worker.answers.get(), _ANSWER_S)
+                refused = answer.error if answer is not None and answer.error is not None else refused
+        return refused
 
     async def _all_ready(self) -> None:
         waiting = asyncio.gather(*(worker.ready.wait() for worker in self._workers))
@@ -208,13 +234,13 @@ class Parent:
         worker.error = told.error if told is not None else None
         worker.channel = None
         channel.close()
-        await asyncio.to_thread(process.wait)  # its end of the channel is closed: it is ending
+        await asyncio.to_thread(_reap, process)
 
     async def _listen(self, worker: Worker, channel: Channel) -> None:
-        """Until the worker is gone."""
+        """Take the worker's answers until it is gone."""
         while (told := await channel.told()) is not None:
-            if told.error is not None:
-                say(f"worker {worker.number} keeps the old configuration: {told.error}")
+            worker.answers.put_nowait(told)
+        worker.answers.put_nowait(None)
 
     async def _count(self) -> None:
         while True:
@@ -235,6 +261,15 @@ class Parent:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._table_file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _reap(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a process that closed its channel, so it is ending; one that does not is ended."""
+    try:
+        process.wait(_OVERTIME_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _ended(worker: Worker) -> str:

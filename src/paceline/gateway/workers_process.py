@@ -16,9 +16,7 @@ async def work(channel_fd: int) -> int:
     """Serve until the parent says stop or is gone; returns the exit code."""
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, told_to_stop.set)
-    # Ctrl-C and a terminal that closes reach the whole group of processes; what they mean is the parent's to say.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's to hear, as SIGINT, which it blocked for us
     channel = await Channel.over(socket.socket(fileno=channel_fd))
     assignment = await channel.assignment()
     if assignment is None:
@@ -54,7 +52,7 @@ async def _obey(channel: Channel, process: ServingProcess) -> None:
     """Follow orders until one says stop, or the parent is gone."""
     while isinstance(order := await channel.order(), NewConfig):
         try:
-            process.apply(order.config, order.rows)
+            await process.apply(order.config, order.rows)
         except PacelineError as error:
             channel.send(Told(error=str(error)))
         else:

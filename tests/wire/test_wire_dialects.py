@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paceline.accelerate.cost import cost_usd
 from paceline.wire.anthropic import ANTHROPIC
 from paceline.wire.call import COUNT, EMBEDDING, LLM, Dialect, ReplyInfo, Usage, replace_field
-from paceline.wire.dialects import DIALECTS, dialect_for, dialect_of
+from paceline.wire.dialects import DIALECTS, dialect_for, dialect_of, without_credentials
 from paceline.wire.gemini import GEMINI
 from paceline.wire.openai import OPENAI
 from paceline.wire.sse import encode
@@ -97,6 +97,14 @@ def test_other_paths_are_no_model_calls(path: str) -> None:
 )
 def test_other_paths_have_a_likely_dialect(path: str, header: tuple[bytes, bytes], name: str) -> None:
     assert dialect_for(path, [header]).name == name
+
+
+def test_credentials_in_a_query_are_set_apart() -> None:
+    path = "/v1beta/models/m:generateContent"
+    assert without_credentials(f"{path}?alt=sse&key=secret") == (f"{path}?alt=sse", "key=secret")
+    assert without_credentials(f"{path}?key=secret") == (path, "key=secret")
+    assert without_credentials(f"{path}?alt=sse") == (f"{path}?alt=sse", "")
+    assert without_credentials(f"{path}?monkey=1") == (f"{path}?monkey=1", "")
 
 
 # --- the same answer, plain and streamed, in each dialect -------------------------------------------------------------

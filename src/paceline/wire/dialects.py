@@ -42,3 +42,18 @@ _HEADERS: dict[bytes, Dialect] = {
     b"x-goog-api-key": GEMINI,
     b"x-goog-api-client": GEMINI,
 }
+_KEY_PARAMETERS = frozenset({"key", "access_token"})  # how Google takes credentials in a query
+
+CREDENTIAL_HEADERS = frozenset().union(*(dialect.credential_headers for dialect in DIALECTS))
+KEY_HEADERS = frozenset().union(*(dialect.key_headers for dialect in DIALECTS))
+
+
+def without_credentials(target: str) -> tuple[str, str]:
+    """The target without credentials in its query, and those: they say whose call it is, not what is asked."""
+    path, mark, query = target.partition("?")
+    if not mark or ("key=" not in query and "access_token=" not in query):
+        return target, ""
+    parts = query.split("&")
+    secret = [part for part in parts if part.partition("=")[0] in _KEY_PARAMETERS]
+    kept = [part for part in parts if part.partition("=")[0] not in _KEY_PARAMETERS]
+    return path + ("?" + "&".join(kept) if kept else ""), "&".join(secret)

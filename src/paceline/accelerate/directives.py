@@ -33,7 +33,6 @@ class Directives(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: float | None = None  # for the answer; None: the policy's
     tags: tuple[str, ...] = ()
     priority: int = 0
-    timeout_s: float | None = None  # how long the caller waits; None: it does not say
 
 
 def read_directives(
@@ -67,7 +66,6 @@ def read_directives(
         ttl_s=_seconds(seen.get(b"x-paceline-ttl-s")),
         tags=tuple(tag.strip() for tag in tags if tag.strip())[:_TAGS],
         priority=_integer(seen.get(b"x-paceline-priority")),
-        timeout_s=_seconds(seen.get(b"x-paceline-timeout-s")),
     )
 
 

@@ -88,6 +88,8 @@ class Engine:
         if said.dialect is None:
             return self._pass(request, record)
         record.step = said.step
+        if said.priority or caller is not None:  # a caller with a key may step back, not forward
+            record.priority = said.priority if caller is None else caller.priority + min(0, said.priority)
         asked = record.asked = self._reader.read(said, request.target, request.body, caller)
         key = asked.key
         if key is None or said.mode == BYPASS:

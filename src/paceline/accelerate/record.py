@@ -42,6 +42,7 @@ class CallRecord:
         "method",
         "outcome",
         "path",
+        "priority",
         "queued",
         "retry_after_s",
         "saved_usd",
@@ -67,6 +68,7 @@ class CallRecord:
         self.kind = kind  # of the model call; "" for anything else
         self.traceparent = traceparent  # W3C, as the caller sent it
         self.caller: Caller | None = None
+        self.priority = 0  # in queues; higher goes first
         self.step: str | None = None
         self.asked: Asked | None = None  # None: not a model call
         self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
@@ -154,4 +156,7 @@ class CallRecord:
             return 0.0 if self.status >= 400 and (self.headers or not self.attempts) else None
         asked, taken = self.asked, self.taken
         model = taken.model if taken is not None and taken.model is not None else asked.info.model
-        return cost_usd(model, self.usage, asked.dialect.price_provider, answered_by=self.info.model)
+        cost = cost_usd(model, self.usage, asked.dialect.price_provider, answered_by=self.info.model)
+        if cost is None or taken is None:
+            return cost
+        return None if taken.wasted_unknown else cost + taken.wasted_usd  # what was given up is billed, too

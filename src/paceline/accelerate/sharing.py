@@ -155,9 +155,12 @@ def _give(flight: Flight, found: Found, record: CallRecord) -> None:
 
 
 def _keep(cache: Cache, key: bytes, flight: Flight, said: Directives, record: CallRecord, lease: Lease | None) -> None:
-    """Store the answer if it is whole: never an error, a refusal, or a stream without its final event."""
-    info, asked = record.info, record.asked
-    if flight.status != 200 or not info.complete or info.refused:
+    """Store the answer if it is whole: never an error, a refusal, or a stream without its final event.
+
+    Nor what a fallback said: the key names the model that was asked for.
+    """
+    info, asked, taken = record.info, record.asked, record.taken
+    if flight.status != 200 or not info.complete or info.refused or (taken is not None and taken.fallback is not None):
         return
     body = b"".join(flight.pieces)
     stored = StoredReply(

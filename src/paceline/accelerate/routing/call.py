@@ -115,7 +115,7 @@ class RoutedCall:
             key=lane.target.quota_of(asked.tenant if caller is None else _credential(self._request.headers)),
             model=lane.limits or asked.info.model or "",
             tokens=asked.info.input_tokens + round(lane.output_tokens),
-            priority=caller.priority if caller is not None else 0,
+            priority=self.record.priority,
         )
 
     def until_s(self, max_wait_s: float) -> float | None:

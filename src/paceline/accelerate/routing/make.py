@@ -42,6 +42,6 @@ def make_dispatcher(
     if isinstance(providers, HttpClient):
         targets = {dialect.name: Target(providers, dialect.name, dialect.name) for dialect in DIALECTS}
     else:
-        targets = provider_targets(providers, clients, found)
+        targets = provider_targets(providers, clients)
     deployments = [(each, deployment_target(each, clients, found)) for each in policy.deployments]
     return Dispatcher(policy, targets, Plans(policy, targets, deployments), limits, gated=gated, rand=rand)

@@ -5,7 +5,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from paceline.accelerate.routing.policy import DIALECTS, require
 from paceline.errors import ConfigError
 from paceline.wire.client import HttpClient
 
@@ -13,16 +12,11 @@ _VERSIONS = ("/v1", "/v1beta")
 
 
 class Providers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base URL of each dialect's provider, with or without the version at its end. In TOML: [providers]."""
+    """Base URL of each dialect's provider, with or without the version at its end."""
 
     openai: str = "https://api.openai.com"
     anthropic: str = "https://api.anthropic.com"
     gemini: str = "https://generativelanguage.googleapis.com"
-    key_env: dict[str, str] = {}  # dialect -> variable that holds the credential; without: the caller's own
-
-    def __post_init__(self) -> None:
-        for dialect in self.key_env:
-            require(dialect in DIALECTS, f"providers.key_env: no provider is called {dialect!r}")
 
     @classmethod
     def at(cls, url: str) -> "Providers":

@@ -113,14 +113,12 @@ class Target:
         return f"{path}?{query}" if query else path
 
 
-def provider_targets(providers: Providers, clients: Clients, environ: Mapping[str, str]) -> dict[str, Target]:
-    """The target of each dialect. Raises ConfigError for a URL that is none and a variable that is not set."""
+def provider_targets(providers: Providers, clients: Clients) -> dict[str, Target]:
+    """The target of each dialect. Raises ConfigError for a URL that is none."""
     targets = {}
     for dialect in _KEY_HEADERS:
         client, base = clients.at(providers.base_of(dialect))
-        variable = providers.key_env.get(dialect)
-        credential = None if variable is None else _from_environment(environ, variable, f"provider {dialect}")
-        targets[dialect] = Target(client, dialect, dialect, base=base, credential=credential)
+        targets[dialect] = Target(client, dialect, dialect, base=base)
     return targets
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -295,6 +295,52 @@ def test_a_target_that_is_two_is_refused(target: str) -> None:
     """Neither a space nor a line break gets into the request line."""
     with pytest.raises(ValueError, match="request line"):
         encode_request("GET", target, "a", [])
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_forwards_every_piece_as_it_arrives(wait: bool) -> None:
+    """A taker gets all pieces in order, those that waited before it came too; asked to, we wait between two."""
+    pieces = [b"%d" % i for i in range(5)]
+
+    async def main() -> list[bytes]:
+        got: list[bytes] = []
+
+        async def pause() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            got.append(b"|")
+
+        def take(data: bytes) -> Awaitable[None] | None:
+            got.append(data)
+            return pause() if wait else None
+
+        async with scripted(STREAM_HEAD, *map(chunk, pieces), STREAM_END) as server, client_of(server.url) as client:
+            reply = await client.request("POST", "/", [], b"{}")
+            await reply.forward(take)
+            assert (reply.done, client.busy, client.idle) == (True, 0, 1)
+            return got
+
+    got = run(main())
+    assert b"".join(got).replace(b"|", b"") == b"01234"
+    assert got.count(b"|") == (len(got) - got.count(b"|") if wait else 0)
+
+
+def test_a_forwarded_body_that_breaks_off_raises() -> None:
+    """The end of the connection, and an error of the taker, end the forwarding; nothing is held afterwards."""
+
+    def refuse(_: bytes) -> None:
+        raise KeyError
+
+    async def main() -> None:
+        for take, error in ((lambda _: None, UpstreamBroken), (refuse, KeyError)):
+            async with scripted(STREAM_HEAD, chunk(b"a"), CLOSE) as server, client_of(server.url) as client:
+                reply = await client.request("POST", "/", [], b"{}")
+                with pytest.raises(error):
+                    await reply.forward(take)
+                reply.close()
+                assert (client.busy, client.idle) == (0, 0)
+
+    run(main())
 
 
 def test_a_slow_consumer_stops_the_sender() -> None:

@@ -18,11 +18,13 @@ from tests.wire.builders import (
     ok,
     run,
     scripted,
+    serving,
     until,
 )
 
 from paceline.errors import UpstreamBroken, UpstreamError
 from paceline.wire.client import ClientLimits, HttpClient, Timeouts
+from paceline.wire.http import HttpRequest, Reply
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
@@ -240,3 +242,44 @@ def test_cut_anywhere_an_answer_is_the_same_answer() -> None:
                 assert server.connections == 1
 
     run(main())
+
+
+def test_a_reader_that_stops_stops_the_server_behind_ours() -> None:
+    """Passed on through our server, a flood is held back by the client that does not read it, and then goes on."""
+    sent: list[int] = []
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"{}")
+            writer.write(HEAD + b"content-length: %d\r\n\r\n" % (500 << 16))
+            for _ in range(500):
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+                sent.append(1 << 16)
+        writer.close()
+
+    async def main() -> int:
+        listener = await asyncio.start_server(flood, "127.0.0.1", 0)
+        async with client_of(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as client:
+
+            async def pass_on(request: HttpRequest) -> Reply:
+                reply = await client.request("POST", "/", [], b"{}")
+                return Reply(reply.status, [(b"content-length", reply.header(b"content-length") or b"")], reply)
+
+            async with serving(pass_on) as server:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 16)
+                writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                before = -1
+                while before != len(sent):
+                    before = len(sent)
+                    await asyncio.sleep(0.02)
+                assert before < 400
+                await reader.readuntil(b"\r\n\r\n")
+                received = 0
+                while data := await reader.read(1 << 20):
+                    received += len(data)
+                writer.close()
+        listener.close()
+        return received
+
+    assert run(main()) == 500 << 16

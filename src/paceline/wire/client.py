@@ -6,7 +6,7 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,7 @@ from paceline.wire.connection import (
     encode_request,
     encode_request_line,
 )
+from paceline.wire.http import Take
 
 __all__ = [
     "ClientLimits",
@@ -69,12 +70,15 @@ class ClientReply:
     _expired: tuple[str, float] | None = None
     _paused = False
     _waiter: "asyncio.Future[None] | None" = None
+    _take: Take | None = None  # who is given pieces as they arrive
+    _held: Awaitable[None] | None = None  # what it asked us to wait for
+    _failure: Exception | None = None  # what it raised
 
     def __init__(self, client: "HttpClient", connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._connection = connection
         self._loop = loop
-        self._pieces: list[bytes] = []
+        self._pieces: deque[bytes] = deque()  # arrived, not taken
         self.seen_s = loop.time()  # when the server was last heard of
 
     def header(self, name: bytes) -> bytes | None:
@@ -93,7 +97,10 @@ class ClientReply:
             if self.done:
                 raise self.error or StopAsyncIteration
             await self.news()
-        data = self._pieces.pop(0)
+        return self._next()
+
+    def _next(self) -> bytes:
+        data = self._pieces.popleft()
         self._bytes -= len(data)
         if self._paused and self._bytes < _HIGH_WATER // 2:
             self._paused = False
@@ -101,11 +108,37 @@ class ClientReply:
             self._connection.resume()
         return data
 
+    async def forward(self, take: Take) -> None:
+        """Give every piece to `take` as it arrives, without a turn of the task in between; returns at the end.
+
+        `take` answers with what must be awaited before it wants the next piece, or None. Errors are those of
+        iteration, and whatever `take` raises.
+        """
+        while True:
+            while self._pieces:
+                held = take(self._next())
+                if held is not None:
+                    await held
+            if self.done:
+                if self.error is not None:
+                    raise self._failure or self.error
+                return
+            self._take = take
+            try:
+                await self.news()
+            finally:
+                self._take = None
+            held, self._held = self._held, None
+            if held is not None:
+                await held
+
     async def read(self) -> bytes:
         """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
         limit_bytes = self._client.limits.body_bytes
         if self.done and self.error is None and self._bytes <= limit_bytes:  # the usual case
-            pieces, self._pieces, self._bytes = self._pieces, [], 0
+            pieces = list(self._pieces)
+            self._pieces.clear()
+            self._bytes = 0
         else:
             pieces = await self._read_on(limit_bytes)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -144,20 +177,35 @@ class ClientReply:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body arrived."""
+        self.seen_s = self._loop.time()
+        if self._take is not None:
+            self._hand_on(data, self._take)
+            return
         self._pieces.append(data)
         self._bytes += len(data)
-        self.seen_s = self._loop.time()
         if self._bytes > _HIGH_WATER and not self._paused:
             self._paused = True
             self._connection.pause()
         if self._waiter is not None:
             self._wake(self._waiter)
 
+    def _hand_on(self, data: bytes, take: Take) -> None:
+        try:
+            self._held = take(data)
+        except Exception as error:  # noqa: BLE001 - raised again in `forward`
+            self._take, self._failure = None, error
+            self._connection.abort()
+            return
+        if self._held is not None:  # what comes meanwhile waits here
+            self._take = None
+            if self._waiter is not None:
+                self._wake(self._waiter)
+
     def on_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: list[bytes], reusable: bool) -> None:
         """All of it arrived at once."""
         self.status, self.headers = status, headers
         if body:
-            self._pieces = body
+            self._pieces.extend(body)
             self._bytes = len(body[0]) if len(body) == 1 else sum(map(len, body))
         self.done = True
         self.seen_s = self._loop.time()

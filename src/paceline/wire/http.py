@@ -8,6 +8,7 @@ import msgspec
 from paceline.wire.framing import encode_whole
 
 Headers = Sequence[tuple[bytes, bytes]]
+Take = Callable[[bytes], Awaitable[None] | None]  # takes a piece; says what to await before it wants the next
 
 
 class HttpRequest(msgspec.Struct):
@@ -44,7 +45,8 @@ class Reply(msgspec.Struct, frozen=True):
 
     An iterator body is sent as it comes (chunked, unless `headers` has a content-length) and closed with `aclose` at
     the end, on failure and when the client leaves; if it raises, the connection is cut so that the client sees an
-    incomplete answer.
+    incomplete answer. One that also has `forward(take)`, as ClientReply, is asked to hand its pieces on by that: they
+    are sent in the moment they arrive, without a turn of the task.
     """
 
     status: int

@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from paceline.wire.framing import CONTINUE, LAST_CHUNK, chunk, encode_head, encode_whole, has_header
-from paceline.wire.http import Handler, HttpRequest, Reply
+from paceline.wire.http import Handler, HttpRequest, Reply, Take
 from paceline.wire.intake import IDLE, Intake, Refusal, ServerLimits
 
 log = logging.getLogger("paceline.wire")
@@ -287,14 +287,16 @@ class Session(asyncio.Protocol):
         request.keep_alive &= chunked or sized
         keep_alive = request.keep_alive and not self._service.closing
         write = self._transport.write
+
+        def take(data: bytes) -> asyncio.Future[None] | None:
+            if data:
+                write(chunk(data) if chunked else data)
+            return self._drained
+
         try:
             write(encode_head(reply.status, reply.headers, chunked=chunked, keep_alive=keep_alive))
             if request.method != "HEAD":
-                async for data in body:
-                    if data:
-                        write(chunk(data) if chunked else data)
-                    if self._drained is not None:
-                        await self._drained
+                await _forward(body, take)
                 if chunked:
                     write(LAST_CHUNK)
         except Exception as error:  # noqa: BLE001 - whatever broke the body, the client has to see it cut
@@ -306,6 +308,17 @@ class Session(asyncio.Protocol):
                 with contextlib.suppress(RuntimeError):  # "already running": the generator is closing by itself
                     await closer()
         return True
+
+
+async def _forward(body: AsyncIterator[bytes], take: Take) -> None:
+    forward = getattr(body, "forward", None)
+    if forward is not None:
+        await forward(take)
+        return
+    async for data in body:
+        held = take(data)
+        if held is not None:
+            await held
 
 
 def error_reply(status: int, message: str) -> Reply:

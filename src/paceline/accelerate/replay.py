@@ -48,11 +48,13 @@ def _headers(stored: StoredReply, found: Found) -> list[tuple[bytes, bytes]]:
     """What it was stored with, where it comes from, how old it is and what it spares."""
     headers = [
         *stored.headers,
-        (b"x-paceline-cache", b"stale" if found.is_stale else b"hit"),
+        (b"x-paceline-cache", b"hit"),
         (b"x-paceline-cache-level", found.level.encode()),
         (b"age", b"%d" % found.age_s),
         (b"x-paceline-cost-usd", b"0"),
     ]
+    if found.is_stale:
+        headers.append((b"x-paceline-cache-stale", b"1"))
     if stored.cost_usd is not None:
         headers.append((b"x-paceline-saved-usd", usd(stored.cost_usd)))
     return headers

@@ -132,10 +132,11 @@ class Door:
         """Why this key may not make this call at all."""
         if key.role != CALLS:
             return _MONITORS_ONLY
-        called = dialect_of(request.path) if request.method == "POST" else None
+        path = request.path
+        called = dialect_of(path) if request.method == "POST" else None
         if called is None:
             return None if key.other_paths or _lists_models(request) else _OTHER_PATH
-        return self._models.unfit(key, called[0], request)
+        return self._models.unfit(key, called[0], path, request)
 
 
 def tenant_digest(owner: str) -> bytes:

@@ -11,63 +11,55 @@ from paceline.wire.call import Dialect
 from paceline.wire.http import HttpRequest
 
 _MEMO_BYTES = 8 * 1024 * 1024
+_ENTRY_BYTES = 500
 _NO_MODEL = Refusal(status=400, code="invalid_request", message="the call names no model that this gateway can read")
 
 
-class _Read(msgspec.Struct, frozen=True):
-    """What a body says of its model."""
-
-    model: object
-    body: bytes  # written anew, each field once
-
-
 class ModelCheck:
-    """Holds calls to the models of their keys. Equal bodies are read once."""
+    """Holds calls to the models of their keys. What was found for a key, path and body is remembered."""
 
     def __init__(self) -> None:
-        self._memo: dict[bytes, _Read | None] = {}
+        self._memo: dict[tuple[str, str, bytes], Refusal | bytes] = {}
         self._bytes = 0
 
-    def unfit(self, key: Key, dialect: Dialect, request: HttpRequest) -> Refusal | None:
+    def unfit(self, key: Key, dialect: Dialect, path: str, request: HttpRequest) -> Refusal | None:
         """Why this key may not make this call. The body is replaced by one that names its model once.
 
-        So a body with two models in it cannot mean one to us and the other to the provider. About 1 us for a body
+        So a body with two models in it cannot mean one to us and the other to the provider. About 0.5 us for a call
         seen before, 10 us a KB for others.
         """
         if not key.models and not key.has_budget:
             return None
-        read = self._read(request.body)
-        if read is None:
-            return _NO_MODEL
-        models = list(_named(dialect, request.path, read.model))
-        for model in models:
-            refusal = _refused(key, model, dialect)
-            if refusal is not None:
-                return refusal
-        request.body = read.body
-        return None if models else _NO_MODEL
-
-    def _read(self, body: bytes) -> _Read | None:
-        if body in self._memo:
-            return self._memo[body]
-        read = self._memo[body] = _read(body)
-        self._bytes += 2 * len(body)
-        if self._bytes > _MEMO_BYTES:
-            self._memo.clear()
-            self._bytes = 0
-        return read
+        asked = (key.id, path, request.body)
+        found = self._memo.get(asked)
+        if found is None:
+            found = self._memo[asked] = _judged(key, dialect, path, request.body)
+            self._bytes += 2 * len(request.body) + _ENTRY_BYTES
+            if self._bytes > _MEMO_BYTES:
+                self._memo.clear()
+                self._bytes = 0
+        if isinstance(found, Refusal):
+            return found
+        request.body = found
+        return None
 
 
-def _read(body: bytes) -> _Read | None:
-    """None: not a JSON object, or one whose model a provider that ignores case would read elsewhere."""
+def _judged(key: Key, dialect: Dialect, path: str, body: bytes) -> Refusal | bytes:
+    """Why not, or the body to send."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(fields["model"]) if "model" in fields else None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if any(name != "model" and name.lower() == "model" for name in fields):
-        return None
-    return _Read(model, msgspec.json.encode(fields))
+        return _NO_MODEL
+    models = list(_named(dialect, path, model))
+    # A provider that ignores the case of names would read its model elsewhere.
+    if not models or any(name != "model" and name.lower() == "model" for name in fields):
+        return _NO_MODEL
+    for name in models:
+        refusal = _refused(key, name, dialect)
+        if refusal is not None:
+            return refusal
+    return msgspec.json.encode(fields)
 
 
 def _named(dialect: Dialect, path: str, model: object) -> Iterator[str]:

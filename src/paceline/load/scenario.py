@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import random
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,25 @@ from pathlib import Path
 import msgspec
 
 from paceline.errors import ConfigError, InputError
+from paceline.load.parts import (
+    BURST,
+    RAMP,
+    SEQUENCE,
+    UNIFORM,
+    ZIPF,
+    Checks,
+    Stage,
+    Trace,
+    Turn,
+    Variable,
+    check_name,
+    check_request,
+    one_of,
+    require,
+)
 
 CLOSED, OPEN = "closed", "open"
-SEQUENCE, UNIFORM, ZIPF = "sequence", "uniform", "zipf"
-CONSTANT, POISSON, GAMMA = "constant", "poisson", "gamma"
+CONSTANT, POISSON, GAMMA, REPLAY = "constant", "poisson", "gamma", "replay"
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,10 +40,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bodies: str | None = None  # JSON-lines file; None: requests without a body
     weight: float = 1.0
     headers: dict[str, str] = {}
+    checks: Checks | None = None  # instead of the scenario's
 
     def __post_init__(self) -> None:
-        _require(self.weight > 0, "weight must be above 0", self.weight)
-        _check_request(self.path, self.headers)
+        require(self.weight > 0, "weight must be above 0", self.weight)
+        check_request(self.path, self.headers)
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,18 +63,24 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ramp_s: float = 0.0  # users start evenly over this time
     think_s: float = 0.0  # between an answer and the same user's next request
     rate_per_s: float | None = None
-    arrivals: str = CONSTANT  # "constant", "poisson", "gamma" (bursty: see `cv`)
+    shape: list[Stage] = []  # steps, ramps and bursts; then it says users or rate, and how long
+    arrivals: str = CONSTANT  # "constant", "poisson", "gamma" (bursty: see `cv`), "replay" (see `trace`)
     cv: float = 1.0  # of the time between gamma arrivals: standard deviation over mean
+    trace: Trace | None = None  # recorded traffic to send again
     method: str = "POST"
     path: str = "/"
     bodies: str | None = None
     headers: dict[str, str] = {}
     mix: list[Endpoint] = []  # several endpoints; then `method`, `path` and `bodies` are not used
+    turns: list[Turn] = []  # a conversation each user has again and again; then there is no `mix`
+    variables: dict[str, Variable] = {}  # for `{{name}}` in bodies, paths and headers
+    checks: Checks = Checks()  # what every answer must be
     pick: str = SEQUENCE  # "sequence" (file order, repeating), "uniform", "zipf"
     zipf_s: float = 1.0  # exponent: the k-th most popular question is asked 1/k**s as often as the first
     seed: int = 0
     timeout_s: float = 120.0  # for the whole answer, from when we wanted to send
     connections: int | None = None  # most open at once; None: `users`, or what the process may open
+    processes: int = 1  # that share the work of driving it
     warmup: int = 0  # requests sent before the scenario starts, not recorded
     key_fields: list[str] = []  # fields of a JSON body that make the question (no session, no id); empty: all of it
     cache_headers: tuple[str, ...] = ("x-paceline-cache", "x-cache")  # the first one present says hit, miss or join
@@ -74,34 +95,82 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.mix or [single]
 
     def resolved(self, folder: Path) -> "Scenario":
-        """The same scenario with body files as paths that start at `folder`."""
+        """The same scenario with its files as paths that start at `folder`."""
 
         def place(name: str | None) -> str | None:
             return None if name is None else str(folder / name)
 
-        mix = [msgspec.structs.replace(e, bodies=place(e.bodies)) for e in self.mix]
-        return msgspec.structs.replace(self, bodies=place(self.bodies), mix=mix)
+        return msgspec.structs.replace(
+            self,
+            bodies=place(self.bodies),
+            mix=[msgspec.structs.replace(e, bodies=place(e.bodies)) for e in self.mix],
+            turns=[msgspec.structs.replace(t, bodies=place(t.bodies)) for t in self.turns],
+            variables={k: msgspec.structs.replace(v, file=place(v.file)) for k, v in self.variables.items()},
+            trace=self.trace and msgspec.structs.replace(self.trace, path=str(folder / self.trace.path)),
+        )
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, CLOSED, OPEN)
-        _one_of("arrivals", self.arrivals, CONSTANT, POISSON, GAMMA)
-        _one_of("pick", self.pick, SEQUENCE, UNIFORM, ZIPF)
-        _one_of("when", self.when, "every", "ends")
-        for name in ("users", "requests", "duration_s", "rate_per_s", "timeout_s", "cv", "zipf_s", "connections"):
+        one_of("model", self.model, CLOSED, OPEN)
+        one_of("arrivals", self.arrivals, CONSTANT, POISSON, GAMMA, REPLAY)
+        one_of("pick", self.pick, SEQUENCE, UNIFORM, ZIPF)
+        one_of("when", self.when, "every", "ends")
+        if self.shape:
+            self._take_shape()
+        limits = ("users", "requests", "duration_s", "rate_per_s", "timeout_s", "cv", "zipf_s", "connections")
+        for name in (*limits, "processes"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} must be above 0", value)
+            require(value is None or value > 0, f"{name} must be above 0", value)
         for name in ("ramp_s", "think_s", "warmup"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
-        _check_request(self.path, self.headers)
+            require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        check_request(self.path, self.headers)
+        replays = self.arrivals == REPLAY
+        require(replays == (self.trace is not None), 'trace and arrivals = "replay" belong together', None)
         if self.model == CLOSED:
-            _require(self.users is not None, "a closed scenario needs users", self.users)
-            _require(
+            require(not replays, "a replay is an open scenario", self.model)
+            require(self.users is not None, "a closed scenario needs users", self.users)
+            require(
                 self.rate_per_s is None, "rate_per_s belongs to an open scenario; closed ones have users", self.model
             )
         else:
-            _require(self.rate_per_s is not None, "an open scenario needs rate_per_s", self.rate_per_s)
-            _require(self.users is None, "users belong to a closed scenario; open ones have rate_per_s", self.model)
-        _require(bool(self.requests or self.duration_s), f"{self.name}: give requests or duration_s", None)
+            require(self.users is None, "users belong to a closed scenario; open ones have rate_per_s", self.model)
+            if replays:
+                require(self.rate_per_s is None, "a replay has the rate it was recorded with", self.rate_per_s)
+            else:
+                require(self.rate_per_s is not None, "an open scenario needs rate_per_s", self.rate_per_s)
+        require(bool(self.requests or self.duration_s or replays), f"{self.name}: give requests or duration_s", None)
+        self._check_conversation()
+
+    def _take_shape(self) -> None:
+        """Fill in what a shape implies: how long, and the most users or the mean rate."""
+        closed = self.model == CLOSED
+        wanted = "to_users" if closed else "to_rate_per_s"
+        for stage in self.shape:
+            fits = getattr(stage, wanted) is not None
+            require(fits, f"stages of {'a closed' if closed else 'an open'} scenario have {wanted}", None)
+        require(self.ramp_s == 0, "ramp_s and shape exclude each other: a shape has stages that ramp", self.ramp_s)
+        duration_s = sum(stage.duration_s for stage in self.shape)
+        before, area = 0.0, 0.0  # as in load/shapes.py, which has the whole of it
+        for stage in self.shape:
+            level = (before + stage.level) / 2 if stage.kind == RAMP else stage.level
+            area += level * stage.duration_s
+            before = before if stage.kind == BURST else stage.level
+        require(area > 0, "a shape needs a stage above 0", None)
+        implied: list[tuple[str, float]] = [("duration_s", duration_s)]
+        if closed:
+            implied.append(("users", max(int(stage.level) for stage in self.shape)))
+        else:
+            implied.append(("rate_per_s", area / duration_s))
+        for name, value in implied:
+            given = getattr(self, name)
+            require(given in (None, value), f"{name} and shape exclude each other: the shape says it", given)
+            msgspec.structs.force_setattr(self, name, value)
+
+    def _check_conversation(self) -> None:
+        if self.turns:
+            alone = not (self.mix or self.bodies) and self.model == CLOSED
+            require(alone, "turns belong to a closed scenario without mix and bodies", None)
+        for name in self.variables:
+            check_name(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +184,9 @@ class Body:
     data: bytes
     key: str  # the very same request has the same one
     text_key: str  # so has one that differs in case, punctuation, white space or numbers outside strings
+    place: int = 0  # of its endpoint in the mix, or of its turn
+    wants_answer: bool = False  # the source is told what it was answered
+    once: bool = False  # made for one request; not worth remembering
 
 
 def sequence(scenario: Scenario, count: int | None = None) -> list[Body]:
@@ -262,19 +334,3 @@ def _texts(value: object) -> Iterator[str]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _check_request(path: str, headers: dict[str, str]) -> None:
-    _require(path.startswith("/") and not re.search(r"\s", path), "path must begin with / and hold no space", path)
-    for name, value in headers.items():
-        plain = re.fullmatch(r"[!-9;-~]+", name) and value.isprintable()
-        _require(bool(plain), f"header {name!r} must be a name without colon and a value on one line", value)
-
-
-def _one_of(name: str, value: str, *known: str) -> None:
-    _require(value in known, f"{name} must be one of {', '.join(known)}", value)
-
-
-def _require(condition: bool, message: str, value: object) -> None:
-    if not condition:
-        raise ValueError(message if value is None else f"{message}; got {value!r}")

@@ -176,7 +176,7 @@ async def offer(
     for_s: float,
     patience_s: float,
     tokens: Iterable[int] = (1,),
-    attempts: int = 4,
+    attempts: int = 8,
     tenants: int = 5,
     seed: int = 2,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from paceline.accelerate.limits.ask import Ask
+from paceline.accelerate.limits.dry import DrySpell
 from paceline.accelerate.limits.learned import Learned
 from paceline.accelerate.limits.meter import REQUESTS, TOKENS, Demand, Meter
 from paceline.accelerate.limits.policy import Bounds, LimitsPolicy
@@ -20,7 +21,8 @@ from paceline.errors import Overloaded
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # after refusals that do not say how long, one after the other
 _SERVICE_WEIGHT = 0.1  # of the newest call in the mean time calls hold their slot
 _DOUBTS = 5  # refusals within `probe_s` despite known limits ...
-_DOUBTFUL = 0.01  # ... that are more than this share of the calls: then the limits are not believed
+_DOUBTFUL = 0.03  # ... that are more than this share of the calls: then the limits are not believed
+_DOUBTED_S = 600.0  # for so long
 _ROUNDING_S = 1e-6
 _TOO_LATE = "no turn within the allowed wait"
 _SOONEST_S = 1.0  # told to those refused for want of a place, when nothing better is known
@@ -104,11 +106,12 @@ class Gate:
         self._now_s = owner.now_s
         self._by_tokens = bounds.tokens is not None
         self._held_until_s = -math.inf
-        self._refusals = 0  # in a row
+        self._dry = DrySpell()
         self._service_s: float | None = None  # mean time a call holds its slot
         self.learned = Learned(policy.adaptive, owner.now_s()) if policy.adaptive.enabled else None
         self._told = {REQUESTS: Told(policy.adaptive.minute_s), TOKENS: Told(policy.adaptive.minute_s)}
-        self._has_figures = bool(bounds.requests)  # for calls: the user's or the provider's
+        self._figures = {REQUESTS: bool(bounds.requests), TOKENS: bounds.tokens is not None}  # of user or provider
+        self._doubted_until_s = -math.inf
         self._refusal: deque[tuple[float, int]] = deque(maxlen=_DOUBTS)  # the last ones: when, calls admitted till then
         self.queue: Queue[asyncio.Future[Permit]] = Queue(policy.age_s)
         self._timer: asyncio.TimerHandle | None = None
@@ -180,7 +183,7 @@ class Gate:
         if signal.is_refusal:
             self._refused(permit, signal, self.learned, now_s)
         else:
-            self._refusals = 0
+            self._dry.taken(permit.admitted_s)
             self._see_stated(permit, signal, now_s)
             failed = signal.status >= 500
             if failed and signal.retry_after_s is not None:
@@ -284,37 +287,44 @@ class Gate:
             return
         tokens = permit.tokens
         permit.used(0)  # what is refused costs no tokens
+        learned.not_taken(permit.admitted_s)
+        is_new = self._dry.refused(permit.admitted_s, now_s)
         wait_s = signal.retry_after_s
         if wait_s is None:
-            wait_s = _BACKOFF_S[min(self._refusals, len(_BACKOFF_S) - 1)] * self._policy.adaptive.minute_s / 60
-        is_new = not self._refusal or permit.admitted_s > self._refusal[-1][0]
-        self._refusals += is_new
-        lacks_tokens = signal.remaining_tokens is not None and signal.remaining_tokens < tokens
+            wait_s = _BACKOFF_S[min(self._dry.times, len(_BACKOFF_S)) - 1] * self._policy.adaptive.minute_s / 60
         lacks_calls = signal.remaining_requests is not None and signal.remaining_requests < 1
-        if signal.remaining_requests is not None and not lacks_calls and not lacks_tokens and is_new:
-            self._told[REQUESTS].refused_early()
+        lacks_tokens = signal.remaining_tokens is not None and signal.remaining_tokens < tokens
+        if self._figures[TOKENS] and not self._figures[REQUESTS]:
+            lacks_tokens = not lacks_calls  # it does not say, but this is the limit that we know of
+        if is_new:
+            self._told[TOKENS if lacks_tokens else REQUESTS].refused(now_s)
         self._see_stated(permit, signal, now_s)
         until_s = self._hold(wait_s, now_s)
         calls_left = None if lacks_tokens and not lacks_calls else 1.0
         self.meter.not_before(until_s, calls_left, float(tokens) if lacks_tokens else None, now_s)
         if is_new:
             self._refusal.append((now_s, self.admitted))
-        if calls_left and not self._believes_figures(now_s):
-            learned.refused(permit.admitted_s, until_s, now_s)
+            if calls_left and not self._believes_figures(now_s):
+                seen_s = now_s - self._dry.since_s if signal.retry_after_s is None else signal.retry_after_s
+                learned.refused(until_s, seen_s, now_s)
 
     def _believes_figures(self, now_s: float) -> bool:
         """True while known limits explain the refusals: some come of calls that took a different time on their way."""
-        if not self._has_figures:
+        if not self._figures[REQUESTS]:
             return False
         since_s, admitted = self._refusal[0]
-        often = len(self._refusal) == _DOUBTS and now_s - since_s < self._policy.adaptive.probe_s
-        return not (often and _DOUBTFUL * (self.admitted - admitted) < _DOUBTS)
+        policy = self._policy.adaptive
+        often = len(self._refusal) == _DOUBTS and now_s - since_s < policy.probe_s
+        if often and _DOUBTFUL * (self.admitted - admitted) < _DOUBTS:
+            self._doubted_until_s = now_s + _DOUBTED_S * policy.minute_s / 60
+        return now_s >= self._doubted_until_s
 
     def _see_stated(self, permit: Permit, signal: Signal, now_s: float) -> None:
         """Follow the limits in the headers, and what is left of them.
 
-        The provider counted what was left at some moment between this call's admission and now. So at most that, and
-        what came back since, less the calls admitted later, is left; at least that, less those and all in flight.
+        The provider counted what was left, in whole units, at some moment between this call's admission and now. So at
+        most that, and what came back since, less the calls admitted later, is left; at least that, less those and all
+        that were in flight.
         """
         stated = (
             (REQUESTS, signal.limit_requests, signal.remaining_requests, signal.reset_requests_s),
@@ -324,15 +334,13 @@ class Gate:
         for index, (kind, limit, remaining, reset_s) in enumerate(stated):
             if limit is None:
                 continue
-            if kind == REQUESTS:
-                self._has_figures = True
-            else:
-                self._by_tokens = True
-            rate = self._told[kind].rate(limit, remaining, reset_s)
+            self._figures[kind] = True
+            self._by_tokens = self._by_tokens or kind == TOKENS
+            rate = self._told[kind].rate(limit, remaining, reset_s, now_s)
             low, high = -math.inf, math.inf
             if remaining is not None:
                 left = remaining - max(0, counted[index] - permit.serial[index])
-                low, high = left - permit.before[index], left + rate.per_s * (now_s - permit.admitted_s)
+                low, high = left - permit.before[index], left + 1 + rate.per_s * (now_s - permit.admitted_s)
             self.meter.told(kind, rate, low, high, now_s)
 
     def _wait_s(self, tokens: int, now_s: float) -> float | None:
@@ -360,7 +368,8 @@ class Gate:
         if ask.ticket is None:
             ask.ticket = self._owner.ticket()
         if self.learned is not None:
-            self.learned.admitted(waited=waited)
+            self._dry.sent()
+            self.learned.admitted(now_s, waited=waited)
             if self.learned.bucket is not None:
                 self.learned.bucket.take(1.0)
         return permit

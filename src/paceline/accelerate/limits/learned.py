@@ -5,11 +5,13 @@ Two things are learned from:
 - **How many answers are errors** (429, 5xx), W3.4's rule: over `high_errors` the rate falls by `decrease`, below
   `low_errors` it rises by `increase` while calls wait for it. A rate nobody waits for says nothing about the provider,
   so it does not rise (as TCP's congestion window, RFC 7661).
-- **Refusals.** The provider's allowance is used up at every refusal, so between two of them, if calls kept waiting,
-  it took exactly what it allows: calls taken / time, or at least the last rate that went well. The rate is then kept
-  just below, and tried upwards again in growing steps after `probe_s` without a refusal, longer each time that the
-  same limit is met (as BBR probes for bandwidth, Cardwell et al., ACM Queue 2016). Without a measured limit, what went through in the last
-  moments less `decrease` is the start.
+- **Refusals.** The allowance is used up at every refusal. So of a provider that refills steadily, or counts over a
+  second or so, the limit is what it took between two refusals, if calls kept waiting: calls / time, or at least the
+  last rate that went well. And of one that counts over a minute, the limit is what it took in the minute before; it
+  is known by asking for a wait that no steady refill explains. The rate is then kept just below, and tried upwards
+  again in growing steps after `probe_s` without a refusal, longer each time that the same limit is met (as BBR probes
+  for bandwidth, Cardwell et al., ACM Queue 2016). Without a measured limit, what went through in the last moments
+  less `decrease` is the start.
 """
 
 import math
@@ -23,9 +25,14 @@ _FIRST_STEP = 0.02  # above a measured limit, doubled up to `increase`
 _MEMORY = 128  # calls: what "lately" is made of
 _ENOUGH = 5  # calls, to call something a throughput
 _MEASURE = 10  # intervals: a measured limit covers at least this much time, if it can
+_SETTLED = 3  # intervals after a refusal: one that follows sooner still comes of what was sent before
+_SLOTS = 240  # of the last minute
+_WINDOWED = 5  # calls at the rate of late, in a wait: longer than a bucket takes for one call
+_WINDOWED_S = 600.0  # so long a provider is held to count over minutes, after it last looked so
 _SATURATED = 0.8  # share of calls that had to wait: from here on the provider was the bottleneck
 _PROBES = 8  # times `probe_s`: the longest pause between two tries
-_SAME = 0.1  # two measurements closer than this are of the same limit
+_SAME = 0.03  # two measurements closer than this are of the same limit
+_CREDIT = 1.2  # a rate that went well counts up to this much above the measurement: a bucket may have paid for it
 _GUESS = 8  # calls in the wait the provider asked for, when nothing else is known
 _QUICKEN = 1.25  # a guess grows by this with every call that is taken
 
@@ -44,9 +51,11 @@ class Learned:
         self._judged_s = now_s
         self._answers = self._errors = self._waited = 0
         self._taken: deque[float] = deque(maxlen=_MEMORY)  # when calls were taken, the last ones
-        self._refused_s: float | None = None  # the last refusal that began something
+        self._since_s: float | None = None  # the refusal that began the stretch being measured
         self._taken_since = self._admitted_since = self._waited_since = 0
         self._stretches: deque[tuple[int, float]] = deque(maxlen=64)  # calls taken and seconds, between refusals
+        self._minute = _LastMinute(policy.minute_s)
+        self._windowed_until_s = -math.inf
         self._step = _FIRST_STEP
         self._probe_s = policy.probe_s
         self._calm_since_s = now_s
@@ -58,8 +67,9 @@ class Learned:
         """Calls a second; inf before anything was learned."""
         return math.inf if self.bucket is None else self.bucket.per_s
 
-    def admitted(self, *, waited: bool) -> None:
+    def admitted(self, now_s: float, *, waited: bool) -> None:
         """A call passes the gate."""
+        self._minute.add(1, now_s)
         self._admitted_since += 1
         if waited:
             self._waited_since += 1
@@ -77,25 +87,54 @@ class Learned:
             self._errors += error
         self._judge(now_s)
 
-    def refused(self, admitted_s: float, until_s: float, now_s: float) -> None:
-        """The provider refused a call and asks to come again at `until_s`."""
-        if self._refused_s is not None and admitted_s <= self._refused_s:
-            return  # sent before the last refusal was known: nothing new
-        proven, self._proven = self._proven, 0.0
-        was_busy = self._admitted_since >= _ENOUGH and self._waited_since >= _SATURATED * self._admitted_since
-        since_s = None if self._refused_s is None else now_s - self._refused_s
-        measured = self._measure(since_s) if was_busy and since_s is not None else None
-        self._refused_s = now_s
-        self._taken_since = self._admitted_since = self._waited_since = 0
-        if measured is not None:
-            self._meet(max(measured, proven), now_s)
-        else:
-            self._stretches.clear()
-            self._retreat(until_s - now_s, now_s, was_busy=was_busy)
+    def not_taken(self, admitted_s: float) -> None:
+        """A call admitted then was refused."""
+        self._minute.add(-1, admitted_s)
+
+    def refused(self, until_s: float, waited_s: float, now_s: float) -> None:
+        """The provider refused again, calls sent together counted once.
+
+        Args:
+            until_s: When the gate opens again.
+            waited_s: How long the provider makes us wait, as it says, or as it was seen to so far.
+            now_s: The time.
+        """
+        self._see_wait(waited_s, now_s)
+        if now_s < self._windowed_until_s:
+            self._meet(self._minute.count(now_s) / self._policy.minute_s, now_s)
+            self._begin(now_s)
+        elif self._since_s is None:
+            self._retreat(until_s - now_s, now_s, was_busy=False)
+            self._begin(now_s)
+        elif self._admitted_since >= _ENOUGH and now_s - self._since_s >= _SETTLED * self._policy.interval_s:
+            self._end_stretch(now_s - self._since_s, until_s - now_s, now_s)
+            self._begin(now_s)
+        self._is_guess = self._is_guess and self._proven == 0.0
         self._calm_since_s = until_s
         self._step = _FIRST_STEP
         if self.bucket is not None:
             self.bucket.not_before(until_s, 1.0)
+
+    def _see_wait(self, wait_s: float, now_s: float) -> None:
+        """A wait long enough for several calls means a window that has to pass, not a bucket that refills."""
+        lately = self._lately(now_s)
+        if wait_s > 2 * self._policy.interval_s and wait_s * lately > _WINDOWED:
+            self._windowed_until_s = now_s + _WINDOWED_S * self._policy.minute_s / 60
+
+    def _end_stretch(self, since_s: float, hold_s: float, now_s: float) -> None:
+        was_busy = self._waited_since >= _SATURATED * self._admitted_since
+        measured = self._measure(since_s) if was_busy else None
+        if measured is not None:
+            self._meet(max(measured, min(self._proven, measured * _CREDIT)), now_s)
+        else:
+            self._stretches.clear()
+            self._retreat(hold_s, now_s, was_busy=was_busy)
+
+    def _begin(self, now_s: float) -> None:
+        """A stretch between refusals begins."""
+        self._since_s = now_s
+        self._taken_since = self._admitted_since = self._waited_since = 0
+        self._proven = 0.0
 
     def _measure(self, since_s: float) -> float | None:
         """The provider's limit, from what it took between refusals, the last of them `since_s` ago."""
@@ -106,7 +145,14 @@ class Learned:
             lasted_s += stretch_s
             if lasted_s >= _MEASURE * self._policy.interval_s and taken >= _MEASURE:
                 break
-        return taken / lasted_s if taken >= _ENOUGH and lasted_s >= self._policy.interval_s else None
+        return taken / lasted_s if taken >= _ENOUGH else None
+
+    def _lately(self, now_s: float) -> float:
+        """Calls a second that were taken before now, or before the last refusal."""
+        if not self._taken:
+            return 0.0
+        last_s, interval_s = self._taken[-1], self._policy.interval_s
+        return sum(1 for at_s in self._taken if at_s > last_s - interval_s) / interval_s
 
     def _meet(self, measured: float, now_s: float) -> None:
         """A limit was measured: stay below it, and wait the longer before trying again the surer it is."""
@@ -120,12 +166,7 @@ class Learned:
     def _retreat(self, wait_s: float, now_s: float, *, was_busy: bool) -> None:
         """Refused, and the limit is not known: a fifth below what went through lately."""
         interval_s = self._policy.interval_s
-        lately = sum(1 for at_s in self._taken if at_s > now_s - interval_s) / interval_s
-        if not was_busy:
-            self._burst = max(1.0, self._burst / 2)  # a burst was refused
-            if self.bucket is not None:  # not the rate
-                self._change(self.per_s, now_s)
-                return
+        lately, interval_s = self._lately(now_s), self._policy.interval_s
         if lately * interval_s < _ENOUGH:
             self._is_guess = True
             lately = _GUESS / max(wait_s, interval_s / 100) / (1 - self._policy.decrease)
@@ -134,7 +175,9 @@ class Learned:
     def _judge(self, now_s: float) -> None:
         """W3.4's rule, once an interval."""
         policy = self._policy
-        if now_s - self._judged_s < policy.interval_s:
+        # What a provider that counts over minutes thinks of a rate shows later.
+        interval_s = policy.minute_s / 4 if now_s < self._windowed_until_s else policy.interval_s
+        if now_s - self._judged_s < interval_s:
             return
         answers, errors, waited = self._answers, self._errors, self._waited
         if answers >= policy.min_answers and errors > policy.high_errors * answers:
@@ -144,7 +187,7 @@ class Learned:
                 self._set(max(min(policy.min_per_s, self.per_s), reduced), now_s)
         elif answers and errors <= policy.low_errors * answers and 2 * waited >= answers and self.bucket is not None:
             self._rise(now_s)
-        elif answers < policy.min_answers and now_s - self._judged_s < 10 * policy.interval_s:
+        elif answers < policy.min_answers and now_s - self._judged_s < 10 * interval_s:
             return  # too few to judge: look at more
         self._judged_s = now_s
         self._answers = self._errors = self._waited = 0
@@ -176,3 +219,33 @@ class Learned:
             self.bucket = Bucket(rate, now_s)
         else:
             self.bucket.change(rate, now_s)
+
+
+class _LastMinute:
+    """How many calls in the last minute, to a fraction of it."""
+
+    def __init__(self, minute_s: float) -> None:
+        self._slot_s = minute_s / _SLOTS
+        self._slots: deque[list[int]] = deque()  # [number of the slot, calls]
+        self._sum = 0
+
+    def add(self, calls: int, at_s: float) -> None:
+        """Count calls made at a time; negative: they do not count after all."""
+        slot = int(at_s / self._slot_s)
+        if not self._slots or self._slots[-1][0] < slot:
+            self._slots.append([slot, 0])
+        for entry in reversed(self._slots):
+            if entry[0] <= slot:
+                entry[1] += calls
+                self._sum += calls
+                break
+        self._forget(slot)
+
+    def count(self, now_s: float) -> int:
+        """Calls in the minute that ends now."""
+        self._forget(int(now_s / self._slot_s))
+        return self._sum
+
+    def _forget(self, slot: int) -> None:
+        while self._slots and self._slots[0][0] <= slot - _SLOTS:
+            self._sum -= self._slots.popleft()[1]

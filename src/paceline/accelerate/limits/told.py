@@ -36,7 +36,7 @@ class Told:
         return Rate(per_s, limit if self._burst_s is None else max(1.0, min(limit, per_s * self._burst_s)))
 
     def refused(self, now_s: float) -> None:
-        """It refused though its headers were followed: it counts over a window, or finer (60 a minute may be 1 a second).
+        """It refused though its headers were followed: it counts over a window, or finer (60 a minute: 1 a second).
 
         So the calls have to be more even: the burst is halved, from ten seconds' worth to one at the least.
         """

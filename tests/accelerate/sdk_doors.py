@@ -39,6 +39,8 @@ class Doors:
         self.upstream = SdkUpstream()
         self.url = ""  # what the SDK's base URL is set to, without a version
         self.server: Server | None = None  # the gateway's
+        self._made: list[Any] = []
+        self._made_sync: list[Any] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: uvloop.run(self._main()))
 
@@ -48,6 +50,8 @@ class Doors:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for client in self._made_sync:
+            client.close()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
@@ -70,11 +74,22 @@ class Doors:
 
     def http_client(self, kind: Callable[..., Any]) -> Any:
         """An async client of this class on our transport, or None where the SDK is to make its own."""
-        return kind(transport=AsyncTransport(self.policy)) if self.way == TRANSPORT else None
+        if self.way != TRANSPORT:
+            return None
+        self._made.append(kind(transport=AsyncTransport(self.policy)))
+        return self._made[-1]
 
     def sync_http_client(self, kind: Callable[..., Any]) -> Any:
         """The same for a sync one."""
-        return kind(transport=Transport(self.policy)) if self.way == TRANSPORT else None
+        if self.way != TRANSPORT:
+            return None
+        self._made_sync.append(kind(transport=Transport(self.policy)))
+        return self._made_sync[-1]
+
+    async def close_clients(self) -> None:
+        """Close the async clients, for SDKs that leave a client they were given to its owner."""
+        for client in self._made:
+            await client.aclose()
 
     def hold(self) -> None:
         """Let the upstream keep its answers until `let_go`."""
@@ -83,7 +98,7 @@ class Doors:
     async def let_go(self, waiting: int) -> None:
         """Answer, once so many callers wait for it."""
         busy = self._busy if self.way == GATEWAY else lambda: waiting
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(15.0):
             while not self.calls or busy() < waiting:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.005)
             for _ in range(50):  # in process, a caller needs no more than a few turns of the loop to join
@@ -123,7 +138,11 @@ async def all_at_once(doors: Doors, count: int, ask: Callable[[], Awaitable[Any]
     """So many equal calls under way together, all answered by one."""
     doors.hold()
     tasks = [asyncio.ensure_future(ask()) for _ in range(count)]
-    await doors.let_go(count)
+    try:
+        await doors.let_go(count)
+    except TimeoutError:  # some failed before they asked: what of is what matters
+        for task in tasks:
+            task.cancel()
     answers = await asyncio.gather(*tasks)
     assert doors.calls == 1
     return answers

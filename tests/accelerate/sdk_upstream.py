@@ -89,7 +89,9 @@ def _who(request: HttpRequest) -> str:
 
 
 def _id(request: HttpRequest) -> str:
-    return hashlib.sha256(request.body).hexdigest()[:16]
+    """The same for calls that differ only in the order of their fields."""
+    call = msgspec.json.encode(msgspec.json.decode(request.body), order="deterministic")
+    return hashlib.sha256(call).hexdigest()[:16]
 
 
 def _pieces(text: str) -> list[str]:

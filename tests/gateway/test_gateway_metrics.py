@@ -16,12 +16,16 @@ from tests.gateway.keyed import bearer, keyed, make
 from tests.wire.builders import Step, answer, ok, run
 
 from paceline.accelerate.asked import Asked
+from paceline.accelerate.engine import Engine
+from paceline.accelerate.limits.policy import LimitsPolicy
 from paceline.accelerate.record import CallRecord
 from paceline.clock import FakeClock
 from paceline.gateway.metrics import MAX_NAMES, MAX_SERIES, OTHER, Metrics, Snapshot, merged
+from paceline.gateway.metrics_engine import EngineMetrics
 from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
 from paceline.gateway.metrics_text import cost_rows, label, prometheus_text
 from paceline.wire.call import LLM, CallInfo, Usage
+from paceline.wire.client import HttpClient
 from paceline.wire.openai import OPENAI
 
 EMBEDDINGS = b'{"data": [{"embedding": [0.1]}], "usage": {"prompt_tokens": 7, "total_tokens": 7}}'
@@ -130,6 +134,38 @@ def test_prometheus_accepts_the_page() -> None:
     page = prometheus_text(metrics.snapshot())
     checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=20, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_what_the_engine_holds_is_on_the_page() -> None:
+    """Connections, limits, cache levels; what a cache counted goes on when another one takes its place."""
+    presented, key = make()
+    policy = msgspec.structs.replace(SHARING, limits=LimitsPolicy(concurrency=5))
+
+    async def main() -> tuple[bytes, bytes]:
+        async with keyed([key], *PLAIN, policy=policy) as g:
+            of_engine = EngineMetrics(lambda: g.gateway.engine, g.metrics, now_s=lambda: 0.0)
+            g.metrics.gauges = of_engine.gauges
+            for _ in range(3):
+                await g.ask(presented)
+            first = prometheus_text(g.metrics.snapshot())
+            forward, door = HttpClient(g.upstream.url), g.gateway.door
+            g.gateway.serve_with(Engine(forward, policy, listener=g.metrics.take), door)
+            await g.ask(presented)
+            second = prometheus_text(g.metrics.snapshot())
+            await g.gateway.engine.close()
+            await forward.close()
+            return first, second
+
+    first, second = (values(page) for page in run(main()))
+    hits, puts = (f'paceline_cache_events_total{{level="memory",event="{event}"}}' for event in ("hits", "puts"))
+    assert (first[hits], first[puts]) == (2, 1)
+    assert (second[hits], second[puts]) == (2, 2)
+    for page in (first, second):
+        assert page['paceline_cache_entries{level="memory"}'] == 1
+        assert page['paceline_cache_bytes{level="memory"}'] > 0
+        assert page['paceline_upstream_connections{state="idle"}'] == 1
+        assert page['paceline_limit_waiting_calls{model="gpt-4o-mini"}'] == 0
+        assert page["paceline_in_flight_calls"] == 0
 
 
 def test_buckets_are_cumulative_and_end_with_all() -> None:

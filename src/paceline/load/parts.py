@@ -117,7 +117,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bodies: str | None = None  # JSON-lines file
     headers: dict[str, str] = {}
     captures: dict[str, Capture] = {}
-    checks: Checks = Checks()
+    checks: Checks | None = None  # instead of the scenario's
 
     def __post_init__(self) -> None:
         require(self.body is None or self.bodies is None, "a turn has either body or bodies", None)
@@ -129,13 +129,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Variable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the value of a `{{name}}` comes from: a column of a CSV or JSON-lines file, a list, a counter or a UUID.
 
-    The columns of one file are drawn together: two variables with the same `file` and `pick` come from the same row.
+    Drawn once a conversation or, without turns, once a request. Variables with the same `file` and `pick` come from
+    the same row.
     """
 
     file: str | None = None  # ".csv" with a header line, anything else JSON lines
     column: str | None = None  # default: the variable's own name
     values: list[Any] = []
-    counter: int | None = None  # the first value; it goes up by one with every use
+    counter: int | None = None  # the first value; it goes up by one
     uuid: bool = False
     pick: str = SEQUENCE  # of rows and values; "uniform": drawn with the scenario's seed
 

@@ -167,7 +167,7 @@ def test_ctrl_c_prints_and_keeps_what_there_is(tmp_path: Path, url: str) -> None
     process = subprocess.Popen(
         [*command, "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
-    while not any(path.stat().st_size for path in runs.glob("*/requests-*.jsonl")):
+    while not any(path.stat().st_size for path in runs.glob("*/requests-*.rows")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -1,59 +1,30 @@
 """Connections to the target: kept alive, capped, the most recently used first."""
 
 import asyncio
-import contextlib
 import resource
-import ssl
+import socket
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from paceline.errors import ConfigError, ServiceError
-from paceline.wire.client import Connection, connect
+from paceline.errors import ConfigError
+from paceline.load.address import Address, Connector
+from paceline.load.answer import Heads
+from paceline.load.attempt import Attempt
+from paceline.load.line import Line, Owner
+from paceline.load.readiness import Readiness
+
+__all__ = ["Address", "Pool", "PoolOwner", "connection_limit"]
 
 _CONNECTING_AT_ONCE = 32  # catching up after a hiccup must not become a storm of new connections
 _SPARE_DESCRIPTORS = 128  # left to everything else this process has open
 _MOST = 2048
 
 
-class Job(Protocol):
-    """Something that wants a connection."""
+class PoolOwner(Owner, Protocol):
+    """Whoever sends requests through the pool."""
 
-    def begin(self, connection: Connection, *, reused: bool) -> None:
-        """Use it; hand it back with `Pool.release`. `reused`: the server may have closed it meanwhile."""
-
-    def refuse(self, error: Exception) -> None:
-        """There is none to be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to connect, and what its URL says beside."""
-
-    url: str
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-    authority: str  # the Host header
-    prefix: str  # path before the scenario's paths, without a final slash
-
-    @classmethod
-    def parse(cls, url: str, tls: ssl.SSLContext | None = None) -> "Address":
-        """Read a base URL. Raises ConfigError. `tls` replaces the default context for https."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            msg = f"{url!r} is not a URL: {error}"
-            raise ConfigError(msg) from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = f"the target must be a URL such as http://127.0.0.1:8000/chat; got {url!r}"
-            raise ConfigError(msg)
-        secure = parts.scheme == "https"
-        context = (tls or ssl.create_default_context()) if secure else None
-        authority = parts.netloc.rpartition("@")[2]
-        return cls(url, parts.hostname, port or (443 if secure else 80), context, authority, parts.path.rstrip("/"))
+    def refused(self, attempt: Attempt) -> None:
+        """No connection could be opened for it."""
 
 
 def connection_limit(wanted: int | None, default: int | None) -> int:
@@ -71,16 +42,19 @@ def connection_limit(wanted: int | None, default: int | None) -> int:
 
 
 class Pool:
-    """At most `limit` connections. A job that finds none idle waits in order; `close` ends them all."""
+    """At most `allowed` lines, the most recently used first. Requests that find none idle wait in order.
 
-    def __init__(self, address: Address, limit: int, *, connect_timeout_s: float = 10.0) -> None:
-        self._address = address
-        self._limit = limit
-        self._timeout_s = connect_timeout_s
-        self._idle: list[Connection] = []
-        self._waiting: deque[Job] = deque()
-        self._open = 0  # idle, in use, and being opened
-        self._tasks: set[asyncio.Task[None]] = set()  # connection attempts; awaited by close()
+    `allowed` is the owner's to move, up to `limit`. Whoever creates the pool closes it.
+    """
+
+    def __init__(self, address: Address, limit: int, readiness: Readiness, heads: Heads, owner: PoolOwner) -> None:
+        self.limit = self.allowed = limit
+        self.waiting: deque[Attempt] = deque()
+        self.lines: set[Line] = set()
+        self._connector = Connector(address)
+        self._readiness, self._heads, self._owner = readiness, heads, owner
+        self._idle: list[Line] = []
+        self._opening: set[asyncio.Task[None]] = set()  # awaited by close()
 
     async def warm(self, count: int) -> None:
         """Open up to `count` connections before the start.
@@ -88,99 +62,109 @@ class Pool:
         Raises:
             ServiceError: not even the first could be opened; says why.
         """
-        try:
-            self._add(await self._connect())
-        except (OSError, TimeoutError) as error:
-            raise unreachable(self._address, error) from error
-        for _ in range(min(count, self._limit) - 1):
-            try:
-                self._add(await self._connect())
-            except (OSError, TimeoutError):
-                return  # the rest are opened when needed, and their failure then is a sample
+        self._add(await self._connector.first())
+        left = min(count, self.allowed) - len(self.lines)
+        while left > 0:
+            wave = min(left, _CONNECTING_AT_ONCE)
+            opened = await asyncio.gather(*(self._connector.open() for _ in range(wave)), return_exceptions=True)
+            for outcome in opened:
+                if isinstance(outcome, BaseException):
+                    if not isinstance(outcome, OSError | TimeoutError):
+                        raise outcome
+                    left = 0  # the rest are opened when needed, and their failure then is a sample
+                else:
+                    self._add(outcome)
+            left -= wave
 
-    def submit(self, job: Job) -> None:
-        """Give the job a connection now, or as soon as there is one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                job.begin(connection, reused=True)
-                return
-            self._open -= 1
-        self._waiting.append(job)
+    def idle_line(self) -> Line | None:
+        """A line to begin a request on now, if there is one."""
+        idle = self._idle
+        while idle:
+            line = idle.pop()
+            if not line.closed:
+                return line
+            self.lines.discard(line)
+        return None
+
+    def wait(self, attempt: Attempt) -> None:
+        """Send it as soon as a line is free."""
+        self.waiting.append(attempt)
         self._grow()
 
-    def withdraw(self, job: Job) -> None:
-        """Forget a waiting job; nothing happens if it does not wait."""
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(job)
+    def send_again(self, attempt: Attempt) -> None:
+        """Send it first of all, on a new line: the server has begun to close connections of the idle ones' age."""
+        self.drop_idle()
+        self.waiting.appendleft(attempt)
+        self._grow()
 
-    def release(self, connection: Connection, *, reusable: bool, fresh: bool = False) -> None:
-        """Take back a connection after its exchange, or take in a fresh one."""
-        if not reusable or connection.closed:
-            self._open -= 1
-            self._grow()
-        elif self._waiting:
-            self._waiting.popleft().begin(connection, reused=not fresh)
+    def release(self, line: Line) -> None:
+        """Take a line back after its request."""
+        if line.closed:
+            self.lines.discard(line)
+            if self.waiting:
+                self._grow()
+        elif self.waiting:
+            line.begin(*self.waiting.popleft())
         else:
-            self._idle.append(connection)
+            self._idle.append(line)
 
     def drop_idle(self) -> None:
-        """Close what is idle: the server has begun to close connections of that age."""
-        self._open -= len(self._idle)
+        """Close what is idle."""
         idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.abort()
+        for line in idle:
+            line.close()
+            self.lines.discard(line)
 
-    async def close(self) -> None:
-        """Close everything idle and give up connection attempts. Jobs under way end themselves."""
-        self._waiting.clear()
-        self.drop_idle()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _add(self, connection: Connection) -> None:
-        self._open += 1
-        self._idle.append(connection)
-
-    async def _connect(self) -> Connection:
-        address = self._address
-        return await connect(address.host, address.port, tls=address.tls, timeout_s=self._timeout_s)
-
-    def _grow(self) -> None:
-        while len(self._tasks) < min(len(self._waiting), _CONNECTING_AT_ONCE) and self._open < self._limit:
-            self._open += 1
-            task = asyncio.get_running_loop().create_task(self._open_one())
-            self._tasks.add(task)
-
-    async def _open_one(self) -> None:
-        try:
-            connection = await self._connect()
-        except (OSError, TimeoutError) as error:
-            self._open -= 1
-            if self._waiting:
-                self._waiting.popleft().refuse(error)
-        else:
-            self.release(connection, reusable=True, fresh=True)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None  # noqa: S101 - a coroutine of ours runs in its task
-            self._tasks.discard(task)
+    def allow(self, count: int) -> None:
+        """Let there be this many lines, at least those that are there and at most `limit`."""
+        self.allowed = min(self.limit, max(count, 1))
         self._grow()
 
+    async def close(self) -> None:
+        """Close every line and give up opening more. Requests under way are forgotten."""
+        self.waiting.clear()
+        for line in self.lines:
+            line.close()
+        self.lines.clear()
+        self._idle.clear()
+        for task in self._opening:
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
 
-def unreachable(address: Address, error: Exception) -> ServiceError:
-    """Why nothing could be sent, in one sentence."""
-    import socket
+    def _add(self, connected: socket.socket) -> Line:
+        line = Line(connected, self._readiness, self._heads, self._owner)
+        self.lines.add(line)
+        self._idle.append(line)
+        return line
 
-    where = f"{address.host}:{address.port}"
-    match error:
-        case socket.gaierror():
-            return ServiceError(f"cannot resolve the host name {address.host!r} of {address.url}: check its spelling")
-        case ssl.SSLError():
-            return ServiceError(f"cannot agree on TLS with {where}: {error.reason or error}")
-        case ConnectionRefusedError():
-            return ServiceError(f"cannot reach {address.url}: nothing listens on {where}. Is the service running?")
-        case TimeoutError():
-            return ServiceError(f"cannot reach {address.url}: no answer from {where}. Is the address right?")
-    return ServiceError(f"cannot reach {address.url}: {error}")
+    def _grow(self) -> None:
+        opening = self._opening
+        while len(opening) < min(len(self.waiting), _CONNECTING_AT_ONCE) and self._count() < self.allowed:
+            opening.add(asyncio.get_running_loop().create_task(self._open_one()))
+
+    def _count(self) -> int:
+        """Lines there are and those being opened. Closed idle ones are only found when they are wanted."""
+        count = len(self.lines) + len(self._opening)
+        if count >= self.allowed and any(line.closed for line in self._idle):
+            self._idle = [line for line in self._idle if not line.closed]
+            self.lines = {line for line in self.lines if not line.closed}
+            count = len(self.lines) + len(self._opening)
+        return count
+
+    async def _open_one(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of ours runs in its task
+        try:
+            line = self._add(await self._connector.open())
+        except (OSError, TimeoutError):
+            self._opening.discard(task)
+            if self.waiting:
+                self._owner.refused(self.waiting.popleft())
+        else:
+            self._opening.discard(task)
+            if self.waiting:
+                self._idle.pop()  # the one just added
+                line.begin(*self.waiting.popleft(), reused=False)
+        finally:
+            self._opening.discard(task)
+        self._grow()

@@ -1,0 +1,232 @@
+"""Line: one connection to the target and the request it carries."""
+
+import math
+import socket
+import ssl
+import time
+from typing import Protocol
+
+from paceline.load.answer import Answer, Heads
+from paceline.load.attempt import Attempt, Encoded
+from paceline.load.readiness import Readiness
+from paceline.store.rows import ERRORS
+
+FINE, TIMEOUT, CONNECTION, STATUS, CHECK = range(len(ERRORS))
+_READ_BYTES = 64 * 1024
+_monotonic = time.monotonic
+
+
+class Owner(Protocol):
+    """Who is told how requests end."""
+
+    def ended(self, line: "Line") -> None:
+        """The line's request is over: answered, broken or given up. The line can be used again unless it `closed`."""
+
+    def unsent(self, line: "Line", attempt: Attempt) -> None:
+        """The server had closed this kept connection before a byte of the answer: send it on another one."""
+
+    def trace(self, index: int) -> int:
+        """The low half of the trace id of a request."""
+
+
+class Line:
+    """A connected non-blocking socket, plain or TLS, and one request at a time. Failures are data: nothing here raises.
+
+    What a request was and how it ended stays readable until the next one begins. Times are on time.monotonic().
+    """
+
+    __slots__ = (
+        "_answer",
+        "_descriptor",
+        "_heads",
+        "_known",
+        "_owner",
+        "_readiness",
+        "_recv",
+        "_rest",
+        "_reused",
+        "_send",
+        "_socket",
+        "busy",
+        "cache",
+        "closed",
+        "encoded",
+        "ended_s",
+        "error",
+        "first_byte_s",
+        "index",
+        "intended_s",
+        "response_bytes",
+        "started_s",
+        "status",
+        "user",
+    )
+
+    def __init__(self, connected: socket.socket, readiness: Readiness, heads: Heads, owner: Owner) -> None:
+        self._socket = connected
+        self._recv, self._send = connected.recv, connected.send
+        self._readiness, self._owner = readiness, owner
+        self._heads, self._known = heads, heads.known
+        self._descriptor = connected.fileno()
+        self._answer: Answer | None = None  # on the long way
+        self._rest: memoryview | None = None  # of a request that did not fit the socket's buffer
+        self.closed = self.busy = self._reused = False
+        self.index, self.user = 0, -1
+        self.intended_s = self.started_s = self.ended_s = 0.0
+        self.first_byte_s = math.nan
+        self.status = self.error = self.cache = self.response_bytes = 0
+        self.encoded: Encoded
+        is_tls = isinstance(connected, ssl.SSLSocket)
+        readiness.watch(self._descriptor, self._readable_tls if is_tls else self._readable)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer to the last request where it took the long way."""
+        return self._answer
+
+    def begin(
+        self, index: int, encoded: Encoded, intended_s: float, user: int, started_s: float = 0.0, *, reused: bool = True
+    ) -> None:
+        """Send a request (see Attempt). `reused`: the server may have closed this connection meanwhile."""
+        self.index, self.encoded, self.intended_s, self.user = index, encoded, intended_s, user
+        self._reused = reused
+        self._answer = None
+        self.error = self.status = 0
+        self.busy = True
+        data = encoded.data(self._owner.trace(self.index))
+        self.started_s = started_s or _monotonic()
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            sent = 0
+        except OSError:
+            self._broken()
+            return
+        if sent < len(data):
+            self._rest = memoryview(data)[sent:]
+            self._readiness.watch_writing(self._descriptor, self._writable)
+
+    def give_up(self, error: int) -> None:
+        """End the request as a failure of this kind, and the connection with it."""
+        if self.busy:
+            self._fail(error)
+
+    def close(self) -> None:
+        """Close the connection; a request under way is forgotten. Safe to repeat."""
+        if not self.closed:
+            self.closed = True
+            self.busy = False
+            self._rest = None
+            self._readiness.forget(self._descriptor)
+            self._socket.close()
+
+    # --- called when the socket is ready -------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            data = self._recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            self._broken()
+            return
+        now_s = _monotonic()
+        if self._answer is None and self.busy:
+            end = data.find(b"\r\n\r\n")
+            head = self._known.get(data[:end])
+            if head is not None and len(data) == end + head.answer_bytes and self.encoded.is_short:
+                self.ended_s = now_s
+                self.response_bytes = head.body_bytes
+                self.first_byte_s = now_s if head.body_bytes else math.nan
+                self.status = head.status
+                self.cache = head.cache
+                if head.status >= 400:
+                    self.error = STATUS
+                self.busy = False
+                self._owner.ended(self)
+                return
+        self._read(data, now_s)
+
+    def _readable_tls(self) -> None:
+        self._readable()
+        connected = self._socket
+        while not self.closed and connected.pending():  # type: ignore[attr-defined]  # an SSLSocket
+            self._readable()
+
+    def _writable(self) -> None:
+        if self._rest is None:
+            self._readiness.watch_writing(self._descriptor, None)
+            return
+        try:
+            sent = self._send(self._rest)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return
+        except OSError:
+            self._broken()
+            return
+        self._rest = self._rest[sent:] if sent < len(self._rest) else None
+        if self._rest is None:
+            self._readiness.watch_writing(self._descriptor, None)
+
+    # --- the long way --------------------------------------------------------------------------------------------
+
+    def _read(self, data: bytes, now_s: float) -> None:
+        if not self.busy:  # closed while idle; or bytes nobody asked for, which would become the next answer
+            self.close()
+            return
+        answer = self._answer
+        if not data:
+            if answer is not None and answer.end():
+                self._complete(answer, now_s)
+            else:
+                self._broken()
+            return
+        is_first = answer is None
+        if answer is None:
+            encoded = self.encoded
+            answer = self._answer = Answer(self._heads.cache_names, no_body=encoded.no_body, keep=encoded.wants_answer)
+        try:
+            answer.feed(data, now_s)
+        except ValueError:
+            self._fail(CONNECTION)
+            return
+        if answer.complete:
+            if is_first and self.encoded.is_short:
+                self._heads.learn(data, answer)
+            self._complete(answer, now_s)
+
+    def _complete(self, answer: Answer, now_s: float) -> None:
+        self._take(answer)
+        self.ended_s = now_s
+        if answer.status >= 400:
+            self.error = STATUS
+        self.busy = False
+        if not answer.reusable or self._rest is not None:  # answered before all of the request was sent
+            self.close()
+        self._owner.ended(self)
+
+    def _broken(self) -> None:
+        """The connection was lost."""
+        if self.busy and self._reused and self._answer is None:
+            attempt = Attempt(self.index, self.encoded, self.intended_s, self.user, self.started_s)
+            self.close()
+            self._owner.unsent(self, attempt)
+        elif self.busy:
+            self._fail(CONNECTION)
+        else:
+            self.close()
+
+    def _fail(self, error: int) -> None:
+        self.close()
+        self.ended_s = _monotonic()
+        self.error = error
+        if self._answer is not None:
+            self._take(self._answer)
+        else:
+            self.first_byte_s = math.nan
+            self.response_bytes = self.cache = 0
+        self._owner.ended(self)
+
+    def _take(self, answer: Answer) -> None:
+        self.status, self.cache = answer.status, answer.cache
+        self.first_byte_s, self.response_bytes = answer.first_byte_s, answer.body_bytes

@@ -1,0 +1,53 @@
+"""Sources: which body a user, or an arrival, sends next."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.load.scenario import Body, Scenario, draws, sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's share of a scenario: every `of`-th request and user, from `part` on."""
+
+    part: int = 0
+    of: int = 1
+
+
+class Source(Protocol):
+    """What to send next. `user` is -1 for arrivals, which belong to nobody."""
+
+    def next(self, user: int) -> Body | None:
+        """The next body for this user; None: there is no more."""
+
+    def answered(self, user: int, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """What the user's last body was answered, where it `wants_answer`: at most 1 MB; status 0 for no answer."""
+
+
+class Drawn:
+    """The scenario's fixed sequence, whoever asks."""
+
+    def __init__(self, bodies: Iterator[Body]) -> None:
+        self._bodies = bodies
+
+    def next(self, user: int) -> Body | None:
+        """The next of the sequence."""
+        del user
+        return next(self._bodies, None)
+
+    def answered(self, user: int, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Nothing follows from it."""
+
+
+def source_of(scenario: Scenario, count: int | None, share: Share) -> Source:
+    """This process's share of the scenario's bodies; `count` of the whole scenario, None without end.
+
+    Raises:
+        ConfigError, InputError: something is wrong with a body file.
+    """
+    bodies: Iterator[Body] = draws(scenario) if count is None else iter(sequence(scenario, count))
+    bodies = itertools.islice(bodies, share.part, None, share.of)
+    first = next(bodies, None)  # reads the files: their errors belong before the start
+    return Drawn(bodies if first is None else itertools.chain([first], bodies))

@@ -6,6 +6,8 @@ hit    a stored answer to a call of 1 KB, found by its body: our server, uvicorn
        with a subclass of its httptools protocol that answers hits before the application is called
 pass   the call sent on to nginx and the answer sent back: our server with our client, aiohttp, httpx and pyreqwest,
        and the uvicorn subclass with our client
+corpus malformed and ambiguous requests (of tests/wire/test_wire_server_smuggling.py) that a server answers as if they
+       were fine, or leaves waiting
 User + system CPU of the server process over N requests on 32 kept-alive connections, median of alternating rounds.
 Peers are optional: what is not installed is reported under `skipped`.
 """
@@ -15,6 +17,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import socket
 import statistics
 import sys
 import tempfile
@@ -46,6 +49,8 @@ from paceline.wire.server import serve
 JSON = [(b"content-type", b"application/json")]
 SERVERS = {"ours": None, "uvicorn": "uvicorn", "uvicorn-protocol": "uvicorn"}
 CLIENTS = {"ours": None, "aiohttp": "aiohttp", "httpx": "httpx", "pyreqwest": "pyreqwest"}
+HEAVY = 10  # httpx needs milliseconds for a request and gets this many times fewer
+NOTHING = Reply(200, JSON, b"{}")
 Post = Callable[[bytes], Awaitable[bytes]]
 
 
@@ -62,42 +67,74 @@ def main() -> None:
 
 
 def measure(count: int, rounds: int) -> dict[str, Any]:
-    load, tested = cores()
+    load, _ = cores()
     pin(load)
-    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        if nginx_path():
-            upstream = stack.enter_context(nginx(Path(temporary) / "upstream", load))
-        else:
-            upstream = stack.enter_context(python_upstream(load))
-            skipped["nginx"] = "not installed; the upstream is our own server"
-        pairs = [(server, "none") for server in SERVERS] + [("ours", client) for client in CLIENTS]
-        pairs.append(("uvicorn-protocol", "ours"))
-        targets = {}
-        for server, client in pairs:
-            name = f"hit.{server}" if client == "none" else f"pass.{server}+{client}"
-            missing = [m for m in (SERVERS[server], CLIENTS.get(client)) if m and importlib.util.find_spec(m) is None]
-            if missing:
-                skipped[name] = f"{missing[0]} is not installed"
-                continue
-            command = [sys.executable, "-m", "benchmarks.servers", "--serve", server, client, str(upstream[1])]
-            targets[name] = stack.enter_context(announced(command, tested))
-        if nginx_path():
-            targets["hit.nginx_static"] = stack.enter_context(nginx(Path(temporary) / "static", tested))
-            targets["pass.nginx_proxy"] = stack.enter_context(
-                nginx(Path(temporary) / "proxy", tested, upstream=upstream[1])
-            )
-        requests = [call(None)] * count
+        targets, skipped = start_all(Path(temporary), stack)
+        corpus = {name: accepted(targets[name][1]) for name in ("hit.ours", "hit.uvicorn") if name in targets}
 
-        def measured(target: Target) -> Callable[[int], float]:
-            return lambda turn: cpu_us_per_request(target, requests if turn >= 0 else requests[:500])
+        def measured(name: str) -> Callable[[int], float]:
+            some = count // HEAVY if name.endswith("httpx") else count
+            return lambda turn: cpu_us_per_request(targets[name], [call(None)] * (some if turn >= 0 else 200))
 
-        figures = alternate({name: measured(target) for name, target in targets.items()}, rounds)
+        figures = alternate({name: measured(name) for name in targets}, rounds)
     result: dict[str, Any] = {"hit": {}, "pass": {}}
     for name, values in figures.items():
         kind, _, who = name.partition(".")
         result[kind][who] = {"cpu_us_per_request": round(statistics.median(values), 1), "rounds": values}
-    return {"machine": machine(), "requests_per_round": count, **result, "skipped": skipped}
+    return {"machine": machine(), "requests_per_round": count, **result, "corpus": corpus, "skipped": skipped}
+
+
+def start_all(folder: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Target], dict[str, str]]:
+    """Everything that can be measured here, and why the rest cannot."""
+    load, tested = cores()
+    targets: dict[str, Target] = {}
+    skipped: dict[str, str] = {}
+    if nginx_path():
+        _, upstream = stack.enter_context(nginx(folder / "upstream", load))
+        targets["hit.nginx_static"] = stack.enter_context(nginx(folder / "static", tested))
+        targets["pass.nginx_proxy"] = stack.enter_context(nginx(folder / "proxy", tested, upstream=upstream))
+    else:
+        _, upstream = stack.enter_context(python_upstream(load))
+        skipped["nginx"] = "not installed; the upstream is our own server"
+    pairs = [(server, "none") for server in SERVERS] + [("ours", client) for client in CLIENTS]
+    for server, client in [*pairs, ("uvicorn-protocol", "ours")]:
+        name = f"hit.{server}" if client == "none" else f"pass.{server}+{client}"
+        missing = [m for m in (SERVERS[server], CLIENTS.get(client)) if m and importlib.util.find_spec(m) is None]
+        if missing:
+            skipped[name] = f"{missing[0]} is not installed"
+        else:
+            command = [sys.executable, "-m", "benchmarks.servers", "--serve", server, client, str(upstream)]
+            targets[name] = stack.enter_context(announced(command, tested))
+    return targets, skipped
+
+
+def accepted(port: int) -> dict[str, Any]:
+    """Which requests of the corpus are not refused. Those about bounds are left out: each server has its own."""
+    try:
+        from tests.wire.test_wire_server_smuggling import REFUSED
+    except ImportError as error:
+        return {"skipped": str(error)}
+    cases = {
+        name: data
+        for name, (data, status) in REFUSED.items()
+        if status not in (413, 431) and "bomb" not in name and "many" not in name
+    }
+    found: dict[str, list[str]] = {"answered": [], "left_waiting": []}
+    for name, data in cases.items():
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(data)
+            client.settimeout(0.3)
+            try:
+                answer = client.recv(65536)
+            except TimeoutError:
+                found["left_waiting"].append(name)
+            except ConnectionError:
+                continue
+            else:
+                if answer and not answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 50")):
+                    found["answered"].append(name)
+    return {"cases": len(cases), **found}
 
 
 # --- what is measured --------------------------------------------------------------------------------------------
@@ -124,7 +161,7 @@ def our_handler(stored: dict[bytes, Reply], post: Post | None) -> Callable[[Http
         return Reply(200, JSON, await post(body))
 
     if post is None:
-        return lambda request: stored[request.body]
+        return lambda request: stored.get(request.body, NOTHING)
     return lambda request: pass_on(request.body)
 
 
@@ -170,11 +207,11 @@ async def start_uvicorn(early: dict[bytes, Reply], stored: dict[bytes, Reply], p
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
-        body = message["body"]
+        body = message.get("body", b"")
         while message.get("more_body"):
             message = await receive()
-            body += message["body"]
-        found = stored[body].body if post is None else await post(body)
+            body += message.get("body", b"")
+        found = stored.get(body, NOTHING).body if post is None else await post(body)
         assert isinstance(found, bytes)
         await send({**head, "headers": [*JSON, (b"content-length", b"%d" % len(found))]})
         await send({"type": "http.response.body", "body": found})

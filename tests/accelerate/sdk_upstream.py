@@ -388,7 +388,7 @@ def _gemini_parts(request: HttpRequest, call: dict[str, Any]) -> list[dict[str, 
         allowed = ((call.get("toolConfig") or {}).get("functionCallingConfig") or {}).get("allowedFunctionNames")
         name = allowed[0] if allowed else declared[0]["name"]
         arguments = ARGUMENTS if name == "weather" else STRUCTURED
-        return [{"functionCall": {"name": name, "args": arguments}, "thoughtSignature": "c2lnbmVk"}]
+        return [{"functionCall": {"id": "call_1", "name": name, "args": arguments}, "thoughtSignature": "c2lnbmVk"}]
     if config.get("responseMimeType") == "application/json":
         return [{"text": _encode(STRUCTURED).decode()}]
     return [{"text": f"{_who(request)} asked {_question(last)}"}]

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import redis
 
@@ -84,7 +84,7 @@ class Proxy:
         self.refuse = False
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -98,6 +98,8 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(3):
+            await asyncio.sleep(0)  # aborted transports close in the loop's next turns
 
     def drop(self) -> None:
         """Cut every connection."""
@@ -106,21 +108,35 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self.refuse:
-            writer.transport.abort()
-            return
-        back, onward = await asyncio.open_connection("127.0.0.1", self._target)
-        ways = [self._pass(reader, onward, answers=False), self._pass(back, writer, answers=True)]
-        self._writers |= {writer, onward}
-        tasks = [asyncio.ensure_future(way) for way in ways]
-        self._tasks |= set(tasks)
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for end in (writer, onward):
-            end.transport.abort()
-            self._writers.discard(end)
-        for task in tasks:
-            task.cancel()
-            self._tasks.discard(task)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        ends = [writer]
+        self._writers.add(writer)
+        try:
+            if self.refuse:
+                return
+            back, onward = await asyncio.open_connection("127.0.0.1", self._target)
+            ends.append(onward)
+            self._writers.add(onward)
+            ways = {
+                asyncio.ensure_future(self._pass(reader, onward, answers=False)),
+                asyncio.ensure_future(self._pass(back, writer, answers=True)),
+            }
+            self._tasks |= ways
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                    way.add_done_callback(self._tasks.discard)
+        except asyncio.CancelledError:
+            return  # the proxy closes
+        finally:
+            for end in ends:
+                end.transport.abort()
+                self._writers.discard(end)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         with contextlib.suppress(OSError, asyncio.CancelledError):

@@ -20,7 +20,7 @@ from .memory import Entry, MemoryLevel
 from .policy import MEMORY, CachePolicy
 from .recurrence import Advice
 from .selection import Selection
-from .statistics import Group, Statistics
+from .statistics import Statistics
 from .values import copy_of
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Cache:
         self._flights: dict[bytes, Flight] = {}
         self._leases: dict[bytes, Lease] = {}
         self._pid = os.getpid()
-        self._memo: dict[object, tuple[bytes, Group]] = {}
+        self._memo: dict[object, tuple[Question, Collection[str] | None]] = {}
         self._computed = self._joined = self._waited = self._refreshed = self._failed = 0
 
     # -- the library's door -----------------------------------------------------------------------------------------
@@ -377,17 +377,21 @@ class Cache:
 
     def _question(self, name: Any, key: Key, tenant: str | bytes | None, tags: Collection[str]) -> Question:
         known = self._memo.get(name)
-        if known is None:
-            plain = name if tenant is None else name[1]
-            known = named_key(partition_of(tenant), plain), self._levels.patterns[pattern_of(key)]
-            if len(self._memo) >= _MEMO:
-                self._memo.clear()
-            if not isinstance(key, str | bytes) or len(key) <= _MEMO_NAME_BYTES:
-                self._memo[name] = known
-        if not tags:
-            return Question(known[0], name, (known[1],))
-        groups = self._levels.tags
-        return Question(known[0], name, (known[1], *[groups[tag] for tag in _several(tags)]))
+        if known is not None and known[1] is tags:
+            return known[0]
+        levels = self._levels
+        if known is not None:
+            digest, pattern = known[0].key, known[0].groups[0]
+        else:
+            digest = named_key(partition_of(tenant), name if tenant is None else name[1])
+            pattern = levels.patterns[pattern_of(key)]
+        question = Question(digest, name, (pattern, *(levels.tags[tag] for tag in _several(tags))))
+        if len(self._memo) >= _MEMO:
+            self._memo.clear()
+        if not isinstance(key, str | bytes) or len(key) <= _MEMO_NAME_BYTES:
+            # Held by identity: a tuple written in the code is one object, and cannot change; a list could.
+            self._memo[name] = question, tags if type(tags) is tuple else None
+        return question
 
     async def _compute(
         self,

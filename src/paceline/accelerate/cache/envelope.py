@@ -34,6 +34,7 @@ _KIND, _COMPRESSED, _ENCRYPTED = 0x0F, 0x10, 0x20
 TAG_BYTES = 16
 MOST_TAGS = 64
 _NONCE_BYTES = 12
+_COPIED_BYTES = 4_096  # up to there copying a slice is cheaper than a view of it
 _LARGEST_BYTES = 1 << 30  # of a decompressed value: a small entry must not become a huge one
 
 
@@ -44,7 +45,12 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
     created_s: float  # Unix seconds
     ttl_s: float  # 0: the level's own
     compute_s: float  # what computing it took
-    tags: tuple[bytes, ...]
+    joined_tags: bytes = b""  # their ids, one after the other
+
+    @property
+    def tags(self) -> tuple[bytes, ...]:
+        """The ids of its tags."""
+        return split_tags(self.joined_tags)
 
 
 class Sealer:
@@ -101,18 +107,18 @@ class Sealer:
         """
         try:
             magic, crc, flags, tag_count, end, created_s, ttl_s, compute_s = _WHOLE_AT(data, offset)
-            view = memoryview(data)
+            view: bytes | memoryview = data if len(data) < _COPIED_BYTES else memoryview(data)
             if magic != _MAGIC or end != key[-_KEY_BYTES:] or _crc32(view[offset + _START_BYTES :]) != crc:
                 return None
-            tags: tuple[bytes, ...] = ()
             start = offset + _WHOLE_BYTES
+            tags = b""
             if tag_count:
-                tags = tags_in(data, tag_count, offset)
+                tags = data[start : start + TAG_BYTES * tag_count]
                 start += TAG_BYTES * tag_count
             if flags == PLAIN and as_type is None and not self._encrypts:
                 return Opened(decode_plain(view[start:]), created_s, ttl_s, compute_s, tags)
             if flags > _KIND or self._encrypts:
-                payload = self._uncovered(key, flags, data[offset:], start - offset)
+                payload: bytes | memoryview = self._uncovered(key, flags, data[offset:], start - offset)
             else:
                 payload = view[start:]
             return Opened(decode(flags & _KIND, payload, as_type), created_s, ttl_s, compute_s, tags)
@@ -136,11 +142,15 @@ class Sealer:
         return memoryview(payload)
 
 
-def tags_in(data: bytes, tag_count: int | None = None, offset: int = 0) -> tuple[bytes, ...]:
+def tags_in(data: bytes, offset: int = 0) -> tuple[bytes, ...]:
     """The tag ids of an envelope that starts at `offset`."""
-    count = data[offset + _START_BYTES + 1] if tag_count is None else tag_count
-    start = offset + _WHOLE.size
-    return tuple(data[at : at + TAG_BYTES] for at in range(start, start + TAG_BYTES * count, TAG_BYTES))
+    start = offset + _WHOLE_BYTES
+    return split_tags(data[start : start + TAG_BYTES * data[offset + _START_BYTES + 1]])
+
+
+def split_tags(joined: bytes) -> tuple[bytes, ...]:
+    """Tag ids that stand one after the other."""
+    return tuple(joined[at : at + TAG_BYTES] for at in range(0, len(joined), TAG_BYTES))
 
 
 def secret_from(variable: str | None) -> bytes | None:

@@ -14,6 +14,7 @@ from paceline.errors import ConfigError
 from . import fleet_scripts as lua
 from .breaker import Breaker
 from .envelope import Opened, Sealer
+from .fleet_reader import FleetReader
 from .policy import FleetPolicy
 from .selection import EVERYTHING, Selection
 from .statistics import LevelCounts
@@ -53,6 +54,7 @@ class FleetLevel:
             msg = "the fleet level of the cache needs the redis package: pip install 'paceline[redis]'"
             raise ConfigError(msg) from error
         self._failures = (redis.exceptions.RedisError, OSError, TimeoutError, ValueError, AssertionError)
+        self._wire_errors = (redis.exceptions.ConnectionError, redis.exceptions.ResponseError)
         self._make_client = _client_maker(policy)
         self.policy = policy
         self.counts = LevelCounts()
@@ -65,6 +67,7 @@ class FleetLevel:
         self._unsent: deque[Selection] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
+        self._reader: Any = None
         self._listener: asyncio.Task[None] | None = None
         self._flusher: asyncio.Task[int] | None = None
         self._tried = asyncio.Event()
@@ -96,6 +99,8 @@ class FleetLevel:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._client = loop, self._make_client()
+            pool = self._client.connection_pool
+            self._reader = FleetReader(pool.make_connection, self.policy.connections, *self._wire_errors)
             self._flusher = None
             self._writes = self._write_bytes = 0
             self._tasks = set()
@@ -113,7 +118,7 @@ class FleetLevel:
         started_s = time.perf_counter()
         try:
             async with asyncio.timeout(self.policy.timeout_s):
-                data = await self._client.get(self._value + key)
+                data = await self._reader.get(self._value + key)
         except self._failures as error:
             self._broke(error)
             return None
@@ -244,6 +249,7 @@ class FleetLevel:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
         self._loop, client, self._client = None, self._client, None
+        await self._within(self._reader.close())
         await self._within(client.aclose())
 
     async def _ask(self, command: Awaitable[Any]) -> Any:

@@ -77,12 +77,14 @@ class HostLevel:
         shared = self._shared
         if shared is None and (shared := self._ready) is None:
             return None
-        pending = shared.writer.pending.get(key) if shared.writer.pending else None
-        if pending is not None:
-            data, offset = pending[1], 0
+        writer, store = shared.writer, shared.store
+        if writer.pending and (waiting := writer.pending.get(key)) is not None:
+            data, offset = waiting[1], 0
         else:
             try:
-                stored = shared.store.get(key)
+                txn = store.env.begin(store.values)
+                stored = txn.get(key)
+                txn.abort()
             except self.lmdb.Error as error:
                 self._broke(error)
                 return None

@@ -161,13 +161,6 @@ class HostStore:
         """In a forked child: close our copies of what is the parent's."""
         os.close(self._guard)  # the parent's lock stays with the parent's copy
 
-    def get(self, key: bytes) -> bytes | None:
-        """End of life and envelope. lmdb.Error: it cannot be read."""
-        txn = self.env.begin(self.values)
-        data: bytes | None = txn.get(key)
-        txn.abort()
-        return data
-
     def heard_of(self, since: int) -> tuple[int, list[Selection]]:
         """The number of the last invalidation and all after `since`; everything, where the log is too short."""
         with self.env.begin(self._log) as txn:
@@ -265,7 +258,7 @@ class HostStore:
         if data is None:
             return 0
         txn.delete(data[:END_BYTES] + key, db=self._order)
-        for tag in tags_in(data, offset=END_BYTES):
+        for tag in tags_in(data, END_BYTES):
             txn.delete(tag, key, db=self._tags)
         return len(data)
 

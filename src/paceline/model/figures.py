@@ -19,6 +19,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     max_s: float | None = None
     p50_interval_s: tuple[float, float] | None = None  # 95 % confidence
     p95_interval_s: tuple[float, float] | None = None
+    p99_interval_s: tuple[float, float] | None = None
     requests_per_s: float | None = None
     success_ratio: float | None = None
     hit_ratio: float | None = None  # hits and joins over requests; None: nothing says hit or miss
@@ -51,6 +52,10 @@ class ProjectedFigures(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: Estimate | None = None
 
 
+WORDS = ("memory_verdict",)  # metrics that are words
+METRICS = tuple(  # what an objective can ask for: single values
+    name for name in Figures.__struct_fields__ if name != "errors" and not name.endswith("_interval_s")
+)
 MUST, SHOULD, STRETCH = "must", "should", "stretch"
 
 
@@ -72,9 +77,14 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return bool(_OPS[self.op](value, self.target))
 
     def __post_init__(self) -> None:
-        if self.metric not in Figures.__struct_fields__:
-            known = ", ".join(Figures.__struct_fields__)
+        if self.metric not in METRICS:
+            known = ", ".join(METRICS)
             msg = f"objective {self.name!r}: unknown metric {self.metric!r}; one of {known}"
+            raise ValueError(msg)
+        is_word = self.metric in WORDS
+        if is_word != isinstance(self.target, str) or (is_word and self.op not in ("==", "!=")):
+            what = f"compares {self.metric} to a word with == or !=" if is_word else f"{self.metric} needs a number"
+            msg = f"objective {self.name!r}: {what}; got {self.op} {self.target!r}"
             raise ValueError(msg)
         if self.op not in _OPS:
             msg = f"objective {self.name!r}: unknown op {self.op!r}; one of {' '.join(_OPS)}"

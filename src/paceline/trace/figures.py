@@ -75,6 +75,7 @@ def _latencies(requests: list[Request]) -> dict[str, Value]:
     found |= {"mean_s": math.fsum(latencies) / len(latencies), "p50_s": p50, "p95_s": p95, "p99_s": p99}
     found |= {"max_s": max(latencies)}
     found |= {"p50_interval_s": _interval(latencies, 0.5), "p95_interval_s": _interval(latencies, 0.95)}
+    found |= {"p99_interval_s": _interval(latencies, 0.99)}
     parts = {
         "cached": [r.latency_s for r in timed if r.cache in SAVED],
         "uncached": [r.latency_s for r in timed if r.cache is not None and r.cache not in SAVED],

@@ -10,7 +10,7 @@ from paceline.wire.client import encode_request
 
 _TRACEPARENT = "00-" + "0" * 32 + "-" + "0" * 16 + "-01"
 _OURS = {"host", "content-length", "traceparent"}
-_MOST_ENCODED = 20_000  # bodies remembered; a source may make a new one for every request
+_MOST_ENCODED = 20_000  # bodies remembered
 
 
 class Encoded:
@@ -22,7 +22,7 @@ class Encoded:
         self.body, self.naming = body, naming
         self._before, self._after = before, after
         self.no_body = body.method == "HEAD"
-        self.wants_answer: bool = getattr(body, "wants_answer", False)
+        self.wants_answer = body.wants_answer
         self.is_short = not (self.no_body or self.wants_answer)  # its answer may be read the short way
 
     def data(self, trace: int) -> bytes:
@@ -74,9 +74,11 @@ class Encoder:
         if self._spool is not None:
             shared = Naming(endpoint=body.endpoint, key=body.key, text_key=body.text_key, request_bytes=len(body.data))
             naming = self._spool.name(shared)
-        if len(self._encoded) >= _MOST_ENCODED:
-            self._encoded.clear()  # they hold their bodies, so none was freed and its id reused before
-        encoded = self._encoded[id(body)] = Encoded(body, naming, *self._split(body))
+        encoded = Encoded(body, naming, *self._split(body))
+        if not body.once:
+            if len(self._encoded) >= _MOST_ENCODED:
+                self._encoded.clear()  # they hold their bodies, so none was freed and its id reused before
+            self._encoded[id(body)] = encoded
         return encoded
 
     def _split(self, body: Body) -> tuple[bytes, bytes]:

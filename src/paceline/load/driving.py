@@ -21,6 +21,7 @@ from paceline.load.pool import Pool, connection_limit
 from paceline.load.readiness import Readiness
 from paceline.load.scenario import CLOSED, Scenario, sequence
 from paceline.load.schedule import Pacer, arrivals
+from paceline.load.shapes import Stay, stays
 from paceline.load.snapshot import Snapshot
 from paceline.load.source import Share, Source, source_of
 from paceline.model.request import Request
@@ -69,7 +70,8 @@ class Driving:
         limit = connection_limit(scenario.connections, scenario.users)
         self._pool = Pool(address, max(1, limit // self.share.of), self._readiness, heads, self)
         self._zero_s = (run.info.start_ns - run.clock.offset_ns) / 1e9  # start of the run on time.monotonic()
-        self._start_s = self._end_s = self._last_s = time.monotonic()
+        self._start_s = self._end_s = time.monotonic()
+        self._stays: Sequence[Stay] = ()
         self._timeout_s = scenario.timeout_s / speed
         self._think_s = scenario.think_s / speed
         self._pacer: Pacer | None = None
@@ -97,10 +99,11 @@ class Driving:
 
         scenario, share = self.scenario, self.share
         if scenario.model == CLOSED:
-            users = scenario.users or 0
-            self._offsets_s: Sequence[float] = [i * scenario.ramp_s / users for i in range(share.part, users, share.of)]
+            users = stays(scenario)
+            self._stays = users
+            self._offsets_s: Sequence[float] = [stay.start_s for stay in users[share.part :: share.of]]
             self._source = source_of(scenario, scenario.requests, share)
-            warm = len(self._offsets_s) if not scenario.ramp_s else 1
+            warm = max(1, self._offsets_s.count(0.0))
         else:
             due = arrivals(scenario)
             if not due:
@@ -169,8 +172,7 @@ class Driving:
     def _begin(self, start_s: float | None) -> None:
         # The first request, too, can be on time.
         self._start_s = time.monotonic() + 0.01 if start_s is None else start_s
-        duration_s = self.scenario.duration_s
-        self._last_s = math.inf if duration_s is None else self._start_s + duration_s / self.speed
+        self._stops_s = [self._start_s + stay.stop_s / self.speed for stay in self._stays]
         self._due_s = [self._start_s + offset_s / self.speed for offset_s in self._offsets_s]
         self.health.start()
         is_closed = self.scenario.model == CLOSED
@@ -237,7 +239,7 @@ class Driving:
     def _turn(self, user: int, free_s: float, line: Line | None = None) -> None:
         """The user is free since `free_s`, and so may be a line: the next request is theirs, if there is one."""
         body = None
-        if free_s < self._last_s and not self._stopping:
+        if free_s < self._stops_s[user] and not self._stopping:
             body = self._source.next(user)
         if body is None:
             if line is not None:
@@ -268,7 +270,9 @@ class Driving:
             self._end_warming()
             return
         answer = line.answer
-        if answer is None or not (answer.gaps_s or line.encoded.wants_answer):
+        if line.encoded.wants_answer:
+            self._judge(line, answer)
+        if answer is None or not answer.gaps_s:
             self._append(
                 _pack(
                     line.intended_s,
@@ -321,6 +325,8 @@ class Driving:
         self._append(
             _pack(attempt.intended_s, started_s, math.nan, now_s, 0, attempt.number, naming, attempt.user, 0, error, 0)
         )
+        if attempt.encoded.wants_answer:
+            self._source.answered(attempt.encoded.body, attempt.user, 0, (), b"")
         self.done += 1
         self._watch_errors(error)
         if attempt.user >= 0:
@@ -360,8 +366,16 @@ class Driving:
         )
         self._full.append(request)
         self.latencies.record(line.ended_s - line.intended_s)
-        if line.encoded.wants_answer:
-            self._source.answered(line.user, line.status, answer.headers, b"".join(answer.body or ()))
+
+    def _judge(self, line: Line, answer: Answer | None) -> None:
+        """Show the source the answer it wants, and take its verdict; a broken answer is none."""
+        body, broken = line.encoded.body, answer is None or line.error in (TIMEOUT, CONNECTION)
+        if answer is None or broken:
+            self._source.answered(body, line.user, 0, (), b"")
+            return
+        data = b"".join(answer.body or ())
+        verdict = self._source.answered(body, line.user, line.status, answer.headers, data)
+        line.error = ERRORS.index(verdict.error)
 
     def _watch_errors(self, error: int) -> None:
         self._failing = self._failing + 1 if error == CONNECTION else 0

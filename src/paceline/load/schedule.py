@@ -5,14 +5,17 @@ import contextlib
 import ctypes
 import functools
 import os
-import random
 import struct
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from paceline.load.scenario import CONSTANT, POISSON, Scenario
+from paceline.load.replay import due_times as replay_times
+from paceline.load.scenario import REPLAY, Scenario
+from paceline.load.shapes import due_times as shape_times
+from paceline.load.shapes import unit_arrivals
+from paceline.load.shapes import due_times
 
 _CLOCK_MONOTONIC = 1
 _NONBLOCK = 0o4000
@@ -23,32 +26,26 @@ def arrivals(scenario: Scenario) -> Sequence[float]:
     """Due times of an open scenario in seconds from its start, at the provider's pace; the same for the same seed.
 
     Ends at `duration_s` or after `requests`, whichever comes first. Gamma arrivals have the scenario's coefficient of
-    variation: 1 is Poisson, 13 is what machine callers were measured at (Azure 2023 code trace).
+    variation: 1 is Poisson, 13 is what machine callers were measured at (Azure 2023 code trace). Those of a shape end
+    with it, those of a replay are the recorded ones; errors as in `replay.due_times`.
     """
+    if scenario.arrivals == REPLAY:
+        return replay_times(scenario)
+    if scenario.shape:
+        return shape_times(scenario)
+    if scenario.shape:
+        return due_times(scenario)
     due = array("d")
     limit = scenario.requests or sys.maxsize
     end_s = scenario.duration_s or float("inf")
-    for at_s in _times(scenario):
+    rate_per_s = scenario.rate_per_s
+    assert rate_per_s is not None  # noqa: S101 - an open scenario has one
+    for tick in unit_arrivals(scenario):
+        at_s = tick / rate_per_s
         if at_s >= end_s or len(due) >= limit:
             return due
         due.append(at_s)
-    raise AssertionError  # _times has no end
-
-
-def _times(scenario: Scenario) -> Iterator[float]:
-    rate_per_s = scenario.rate_per_s
-    assert rate_per_s is not None  # noqa: S101 - an open scenario has one
-    if scenario.arrivals == CONSTANT:
-        i = 0
-        while True:
-            yield i / rate_per_s
-            i += 1
-    rng = random.Random(f"{scenario.seed}:arrivals")
-    shape = 1.0 if scenario.arrivals == POISSON else 1 / scenario.cv**2
-    at_s = 0.0
-    while True:
-        at_s += rng.gammavariate(shape, 1 / (rate_per_s * shape))
-        yield at_s
+    raise AssertionError  # unit_arrivals has no end
 
 
 class Pacer:

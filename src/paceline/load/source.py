@@ -1,10 +1,14 @@
 """Sources: which body a user, or an arrival, sends next."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from paceline.load.checks import STATUS, Headers, Verdict
+from paceline.load.conversation import source_for
+from paceline.load.checks import FINE, Headers, Verdict
+from paceline.load.conversation import source_for
 from paceline.load.scenario import Body, Scenario, draws, sequence
 
 
@@ -22,8 +26,8 @@ class Source(Protocol):
     def next(self, user: int) -> Body | None:
         """The next body for this user; None: there is no more."""
 
-    def answered(self, user: int, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """What the user's last body was answered, where it `wants_answer`: at most 1 MB; status 0 for no answer."""
+    def answered(self, body: Body, user: int, status: int, headers: Headers, data: bytes) -> Verdict:
+        """What a body that `wants_answer` was answered (at most 1 MB; status 0: not at all), and how it is judged."""
 
 
 class Drawn:
@@ -31,14 +35,17 @@ class Drawn:
 
     def __init__(self, bodies: Iterator[Body]) -> None:
         self._bodies = bodies
+        self.failed: dict[str, int] = {}
 
     def next(self, user: int) -> Body | None:
         """The next of the sequence."""
         del user
         return next(self._bodies, None)
 
-    def answered(self, user: int, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def answered(self, body: Body, user: int, status: int, headers: Headers, data: bytes) -> Verdict:
         """Nothing follows from it."""
+        del body, user, status, headers, data
+        return FINE
 
 
 def source_of(scenario: Scenario, count: int | None, share: Share) -> Source:
@@ -47,6 +54,12 @@ def source_of(scenario: Scenario, count: int | None, share: Share) -> Source:
     Raises:
         ConfigError, InputError: something is wrong with a body file.
     """
+    source = source_for(scenario, count, share.part, share.of)
+    if source is not None:
+        return source
+    special = source_for(scenario, count, share.part, share.of)
+    if special is not None:
+        return special
     bodies: Iterator[Body] = draws(scenario) if count is None else iter(sequence(scenario, count))
     bodies = itertools.islice(bodies, share.part, None, share.of)
     first = next(bodies, None)  # reads the files: their errors belong before the start

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from paceline.cli import load_gates
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for one whole answer (default: 120)")
     load.add_argument("--seed", type=int, default=0, help="of the order of bodies and of random arrivals (default: 0)")
     load.add_argument("--insecure", action="store_true", help="do not check the certificate of an https target")
+    load_gates.add_arguments(parser)
     parser.add_argument("--scenario", metavar="NAME", help="DIR: only this one of its scenarios")
     parser.add_argument("--run", type=Path, dest="into", metavar="RUN", help="add to this run (one being recorded)")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where new runs go (default: {RUNS})")
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Drive, then print; 1 when nothing succeeded, 4 when the generator spoiled the figures."""
+    """Drive, then print; 1: nothing succeeded or an objective is missed, 4: the generator spoiled the figures."""
     import uvloop
 
     if args.speed is not None and not args.speed > 0:
@@ -74,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _show(folder, args)
         raise
-    return _judge(_show(folder, args))
+    shown = _show(folder, args)
+    missed = load_gates.judge(args, shown)
+    return _judge(shown) or missed
 
 
 def _at_url(args: argparse.Namespace) -> "tuple[RunFolder, Work]":

@@ -207,7 +207,7 @@ class Bench:
     limits: Limits | None
     finished: list[CallRecord] = field(default_factory=list)
     records: list[CallRecord] = field(default_factory=list)
-    reader: AskedReader = field(default_factory=lambda: AskedReader(Policy()))
+    reader: AskedReader = field(default_factory=lambda: AskedReader(Policy(), detail=True))
 
     def record(self, path: str, body: bytes, headers: list[tuple[bytes, bytes]], caller: Caller | None) -> CallRecord:
         """A record as the engine makes it."""

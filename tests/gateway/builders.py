@@ -110,7 +110,7 @@ async def bench(
     async with scripted(*script, scripts=scripts) as upstream:
         sink = ListSink()
         forward = HttpClient(upstream.url, timeouts=timeouts)
-        engine = Engine(forward, policy, listener=sink.take, clock=clock)
+        engine = Engine(forward, policy, listener=sink.take, detail=True, clock=clock)
         server = await serve(Gateway(engine).handle, "127.0.0.1", 0)
         client = HttpClient(f"http://127.0.0.1:{server.port}")
         try:

@@ -20,10 +20,19 @@ from paceline.model.span import (
     STREAM,
     AttributeValue,
 )
-from paceline.wire.call import LLM, CallInfo, Dialect, decode_object
+from paceline.wire.call import DECODING, LLM, CallInfo, Dialect, decode_object
+from paceline.wire.tokens import BYTES_PER_TOKEN
 
 _MEMO_BYTES = 32 * 1024 * 1024
 _ENTRY_BYTES = 2000
+
+
+class _Glance(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+
+
+_decode_glance = msgspec.json.Decoder(_Glance).decode
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +45,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     tenant: bytes
     key: bytes | None = None  # None: the policy shares no answers, or this call cannot be answered by another's
     attributes: dict[str, AttributeValue] = {}  # what its span says whatever comes of it
-    name: str  # of its span
+    name: str  # of its span, where somebody wants details
     fingerprint: str | None = None
     group: str | None = None  # of deployments that serve it; None: those of its model
     trimmed: dict[str, int] = {}  # estimated tokens taken out of the prompt, by technique
@@ -44,39 +53,64 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AskedReader:
-    """Reads calls. The same bytes asked again cost a dictionary look-up instead of two passes over the JSON."""
+    """Reads calls, each as far as somebody needs it. Equal bytes asked again cost a dictionary look-up."""
 
-    def __init__(self, policy: Policy, watch: PrefixWatch | None = None) -> None:
+    def __init__(self, policy: Policy, watch: PrefixWatch | None = None, *, detail: bool = False) -> None:
+        """`detail`: somebody wants to know the parts of the prompt, whatever the policy needs."""
         self._policy = policy
         self._watch = watch
         self._rules = Rules(policy.routing)
         # Only what can matter is part of the memo's key, so that equal calls of several steps are read once.
         self._by_step = self._rules.by_step or any(rule.step is not None for rule in policy.prompts.rules)
         self._trims = policy.prompts.is_on or any(rule.is_on for rule in policy.prompts.rules)
+        self._describes = detail or self._trims or watch is not None or not self._rules.is_empty
+        tries_again = policy.routing.retries.enabled or policy.routing.hedge.enabled
+        self._reads = self._describes or policy.shares or tries_again
         self._memo: OrderedDict[tuple[object, ...], Asked] = OrderedDict()
         self._memo_bytes = 0
 
     def read(self, said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
         """What this call asks."""
+        if not self._reads:
+            return _glance(said, target, body)
         name = caller.name if caller is not None and self._rules.by_caller else None
         memo_key = (said.tenant, said.key_part, target, said.step if self._by_step else None, name, body)
         asked = self._memo.get(memo_key)
         if asked is None:
-            asked = self._memo[memo_key] = self._work_out(said, target, body, name)
+            asked = self._work_out(said, target, body, name) if self._describes else self._keyed(said, target, body)
+            self._memo[memo_key] = asked
             self._memo_bytes += len(body) + _ENTRY_BYTES
             while self._memo_bytes > _MEMO_BYTES:
                 (*_, old_body), _ = self._memo.popitem(last=False)
                 self._memo_bytes -= len(old_body) + _ENTRY_BYTES  # type: ignore[arg-type]
         return asked
 
+    def _keyed(self, said: Directives, target: str, body: bytes) -> Asked:
+        """The call with its key and whether it may be made twice, without a look at its prompt."""
+        dialect, path = said.dialect, said.path
+        assert dialect is not None  # noqa: S101 - only model calls are read
+        call = decode_object(body)
+        if call is None:
+            return _glance(said, target, body)
+        stateful = dialect.is_stateful(call)
+        info = _outline(said, dialect.model_of(path, call), dialect.is_stream(path, call), body, stateful=stateful)
+        shared = self._policy.shares and not stateful
+        return Asked(
+            dialect=dialect,
+            info=info,
+            target=target,
+            body=body,
+            tenant=said.tenant,
+            key=self._key(said, dialect, path, call, dialect.canonical(call)) if shared else None,
+            name=_name(said.kind, info),
+        )
+
     def _work_out(self, said: Directives, target: str, body: bytes, caller: str | None) -> Asked:
         dialect, kind = said.dialect, said.kind
         assert dialect is not None  # noqa: S101 - only model calls are read
         call = decode_object(body)
         if call is None:
-            info = CallInfo(kind=kind)
-            name = f"{_verb(kind)} unknown"
-            return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant, name=name)
+            return _glance(said, target, body)
         canon = dialect.canonical(call)
         info = dialect.describe(kind, said.path, call, canon)
         trimmed: dict[str, int] = {}
@@ -106,7 +140,7 @@ class AskedReader:
             tenant=said.tenant,
             key=self._key(said, dialect, path, call, canon) if self._policy.shares and not info.stateful else None,
             attributes=_attributes(info),
-            name=f"{_verb(kind)} {info.model or 'unknown'}",
+            name=_name(kind, info),
             fingerprint=fingerprint,
             group=group,
             trimmed=trimmed,
@@ -123,13 +157,33 @@ class AskedReader:
         return self._watch.read(dialect.name, call, template=template, model=model, tenant=said.tenant)
 
 
+def _glance(said: Directives, target: str, body: bytes) -> Asked:
+    """The call as far as passing it on and pricing it needs: its model, and whether it streams. About 2 us a KB."""
+    dialect, path = said.dialect, said.path
+    assert dialect is not None  # noqa: S101 - only model calls are read
+    try:
+        seen = _decode_glance(body)
+    except DECODING:
+        info = CallInfo(kind=said.kind)
+    else:
+        fields = {"model": seen.model, "stream": seen.stream}
+        info = _outline(said, dialect.model_of(path, fields), dialect.is_stream(path, fields), body)
+    return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant, name=_name(said.kind, info))
+
+
+def _outline(said: Directives, model: str | None, stream: bool, body: bytes, *, stateful: bool = False) -> CallInfo:
+    """What there is to say without reading the prompt; its length stands for its tokens."""
+    tokens = len(body) // BYTES_PER_TOKEN
+    return CallInfo(kind=said.kind, model=model, stream=stream, stateful=stateful, user_tokens=tokens)
+
+
 def _after(before: CallInfo, now: CallInfo) -> CallInfo:
     """The changed call, under the template it was written by: rules and reports know it by that."""
     return msgspec.structs.replace(now, template_hash=before.template_hash)
 
 
-def _verb(kind: str) -> str:
-    return "chat" if kind == LLM else kind
+def _name(kind: str, info: CallInfo) -> str:
+    return f"{'chat' if kind == LLM else kind} {info.model or 'unknown'}"
 
 
 def _attributes(info: CallInfo) -> dict[str, AttributeValue]:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
 from paceline.accelerate.key import tenant_of
 from paceline.wire.call import Dialect
-from paceline.wire.dialects import dialect_of
+from paceline.wire.dialects import dialect_of, without_credentials
 
 # Of `x-paceline-cache`, or of `cache-control` (no-cache, no-store).
 Mode = Literal["use", "refresh", "bypass"]
@@ -16,7 +15,6 @@ USE: Mode = "use"
 REFRESH: Mode = "refresh"
 BYPASS: Mode = "bypass"
 _TAGS = 16  # of one request; more are left out
-_CREDENTIAL_PARAMETER = "key"  # Gemini's, in the query
 
 
 class Directives(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,17 +37,15 @@ def read_directives(
     method: str, target: str, headers: Sequence[tuple[bytes, bytes]], tenant: bytes | None = None
 ) -> Directives:
     """What the head says. `tenant` None: its credentials tell. Nonsense in our own headers counts as not said."""
-    path, _, query = target.partition("?")
+    path = target.partition("?")[0]
     seen = dict(headers)
     found = dialect_of(path) if method == "POST" else None
     if found is None:
         return Directives(path=path, traceparent=seen.get(b"traceparent"))
     dialect, kind = found
-    secrets = list(headers)
-    if _CREDENTIAL_PARAMETER in query:
-        parameters = parse_qsl(query, keep_blank_values=True)
-        secrets += [(b"x-goog-api-key", value.encode()) for name, value in parameters if name == _CREDENTIAL_PARAMETER]
-        query = urlencode([pair for pair in parameters if pair[0] != _CREDENTIAL_PARAMETER])
+    bare, secret = without_credentials(target)
+    secrets = [*headers, (b"x-goog-api-key", secret.encode())] if secret else headers
+    query = bare.partition("?")[2]
     said = sorted(header for header in headers if header[0] in dialect.key_headers)
     step = seen.get(b"x-paceline-step")
     tags = seen.get(b"x-paceline-tags", b"").decode("latin-1").split(",")

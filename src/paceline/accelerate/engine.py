@@ -39,6 +39,7 @@ class Engine:
         client: Makes the client of a server from its URL.
         takes_over: An engine that is to be closed: its cache goes on in this one, if both want the same.
         beside: An engine of the same policy whose cache and calls under way this one shares; it is closed last.
+        detail: The listener wants to know the parts of each prompt, as spans tell them; costs 10 to 20 us a new call.
         speed: A simulated provider runs that many times faster; the policy's seconds are at its real pace.
 
     Raises:
@@ -54,6 +55,7 @@ class Engine:
         takes_over: "Engine | None" = None,
         beside: "Engine | None" = None,
         listener: Listener | None = None,
+        detail: bool = False,
         clock: Clock | None = None,
         speed: float = 1.0,
     ) -> None:
@@ -70,7 +72,7 @@ class Engine:
             policy.routing, self._clients, providers, limits=self.limits, gated=policy.limits.adaptive.enabled
         )
         self._listener = self._tell if self.prefixes is None else self._watch_prefix
-        self._reader = AskedReader(policy, self.prefixes)
+        self._reader = AskedReader(policy, self.prefixes, detail=detail)
         self.sender = Sender(self.dispatcher, self._reader, policy.batching, self._clock)
         flights = beside.flights if beside is not None else SingleFlight()
         self.flights: SingleFlight | None = flights if policy.single_flight else None

@@ -23,6 +23,8 @@ _FRAMING = _HOP_BY_HOP | {b"content-length"}
 _REWRITTEN = _FRAMING | {b"host", b"expect"}
 _REWRITTEN_READABLE = _REWRITTEN | {b"accept-encoding"}
 _OWN_PREFIX = b"x-paceline-"
+_OWN_PREFIX_BYTES = len(_OWN_PREFIX)
+_PLAIN_CONNECTION = (b"keep-alive", b"close")  # names no other header
 # Of a stored answer: what describes the body. Limits, dates, cookies and request ids belong to the call that made it.
 _KEPT = frozenset({b"content-type", b"content-language", b"openai-model", b"openai-version"})
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -42,9 +44,17 @@ def to_upstream(headers: Headers, *, readable: bool) -> list[tuple[bytes, bytes]
 
 def to_client(headers: Headers, outcome: bytes, *, length: bool) -> list[tuple[bytes, bytes]]:
     """Headers for the caller, with the cache's outcome; `length`: the content-length still holds."""
-    dropped = _with_named(_HOP_BY_HOP if length else _FRAMING, headers)
-    # Another layer of ours behind this one says such things, too; the caller wants to know what this one did.
-    kept = [header for header in headers if header[0] not in dropped and not header[0].startswith(_OWN_PREFIX)]
+    dropped = _HOP_BY_HOP if length else _FRAMING
+    kept: list[tuple[bytes, bytes]] = []
+    for header in headers:  # every miss passes here: one loop, no calls
+        name = header[0]
+        if name in dropped:
+            if name == b"connection" and header[1].lower() not in _PLAIN_CONNECTION:
+                dropped = _with_named(dropped, headers)
+                kept = [each for each in kept if each[0] not in dropped]
+        # Another layer of ours behind this one says such things, too; the caller wants to know what this one did.
+        elif name[:_OWN_PREFIX_BYTES] != _OWN_PREFIX:
+            kept.append(header)
     kept.append((b"x-paceline-cache", outcome))
     return kept
 

@@ -7,7 +7,7 @@ from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
 from paceline.accelerate.routing.taken import RouteTaken
 from paceline.clock import Clock
-from paceline.wire.call import LLM, ReplyInfo, StreamReader, Usage
+from paceline.wire.call import COUNT, LLM, ReplyInfo, StreamReader, Usage
 from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
@@ -130,6 +130,7 @@ class CallRecord:
         elif self._parts is not None and sum(map(len, self._parts)) <= _READ_BYTES:
             assert self.asked is not None  # noqa: S101 - `head` looked
             self.info = self.asked.dialect.read_reply(b"".join(self._parts), text=False)
+        self.usage_estimated |= self.info.usage_partial
         if self.outcome in _SHARED:
             self.cost_usd = 0.0
         else:
@@ -141,6 +142,8 @@ class CallRecord:
 
     def _usage(self) -> Usage | None:
         """Tokens of an answered call: the provider's count, else (streams without it, cut ones) our estimate."""
+        if self.kind == COUNT:
+            return None
         if self.asked is None or self.status != 200 or self.info.usage is not None:
             return self.info.usage
         if self._reader is None and self._parts is None:
@@ -152,6 +155,8 @@ class CallRecord:
     def _cost(self) -> float | None:
         if self.asked is None:
             return None
+        if self.kind == COUNT:  # free with all providers
+            return 0.0
         if self.usage is None:  # providers do not bill what they refuse; without any answer nobody knows
             return 0.0 if self.status >= 400 and (self.headers or not self.attempts) else None
         asked, taken = self.asked, self.taken

@@ -62,4 +62,4 @@ def _headers(stored: StoredReply, found: Found) -> list[tuple[bytes, bytes]]:
 
 def usd(cost_usd: float) -> bytes:
     """An amount as a header's value, to a billionth of a dollar."""
-    return f"{cost_usd:.9f}".rstrip("0").rstrip(".").encode()
+    return b"%.9f" % cost_usd

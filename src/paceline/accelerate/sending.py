@@ -1,6 +1,8 @@
 """Sending: one call to the provider, alone or as part of a batch of embeddings."""
 
-from paceline.accelerate.asked import AskedReader
+from collections.abc import Awaitable
+
+from paceline.accelerate.asked import Asked, AskedReader
 from paceline.accelerate.batching.embeddings import EmbeddingBatcher
 from paceline.accelerate.batching.policy import BatchPolicy
 from paceline.accelerate.directives import read_directives
@@ -22,27 +24,30 @@ class Sender:
         self._reader = reader
         self._clock = clock
 
-    async def send(self, request: HttpRequest, record: CallRecord) -> "Answer | PartOfBatch":
+    def send(self, request: HttpRequest, record: CallRecord) -> "Awaitable[Answer | PartOfBatch]":
         """Ask the provider and wait for its answer to begin.
 
         Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
         """
         asked = record.asked
         taken = record.taken = RouteTaken()
-        if asked is None:
-            return await self.dispatcher.send(request, record, taken)
-        if self.batcher is None or record.kind != EMBEDDING:
-            return await self.dispatcher.send(request, record, taken, group=asked.group)
-        record.sent()
-        reply = await self.batcher.handle(
-            HttpRequest(request.method, asked.target, request.headers, asked.body), asked.tenant
-        )
-        return PartOfBatch(reply, record)
+        if self.batcher is not None and asked is not None and record.kind == EMBEDDING:
+            return self._send_part(self.batcher, request, asked, record)
+        group = asked.group if asked is not None else None
+        answer: Awaitable[Answer] = self.dispatcher.send(request, record, taken, group=group)
+        return answer
 
     async def close(self) -> None:
         """Cancel the batches under way; their callers get ConnectionError."""
         if self.batcher is not None:
             await self.batcher.close()
+
+    async def _send_part(
+        self, batcher: EmbeddingBatcher, request: HttpRequest, asked: Asked, record: CallRecord
+    ) -> "PartOfBatch":
+        record.sent()
+        routed = HttpRequest(request.method, asked.target, request.headers, asked.body)
+        return PartOfBatch(await batcher.handle(routed, asked.tenant), record)
 
     async def _send_joined(self, request: HttpRequest) -> Reply:
         """Several callers' calls in one, which is nobody's: each caller's own record counts its part."""

@@ -1,4 +1,4 @@
-"""A simulated provider that speaks OpenAI's API: its pace, its rate limits, its errors; without its bill.
+"""A simulated provider that speaks the APIs of OpenAI, Anthropic and Gemini: their pace, limits, errors; no bill.
 
 example: paceline sim --speed 10
          OPENAI_BASE_URL=http://127.0.0.1:8900/v1 OPENAI_API_KEY=any python app.py

@@ -82,7 +82,13 @@ class ServingProcess:
             started_ns=self._place.started_ns,
         )
         self._composition = Composition(
-            self._listener(), self._pages, self._place.table, self._place.number, clock=self._clock, speed=self._speed
+            self._listener(),
+            self._pages,
+            self._place.table,
+            self._place.number,
+            clock=self._clock,
+            speed=self._speed,
+            detail=self._sink is not None,
         )
         gateway = self._composition.apply(config, rows)
         limits = ServerLimits(connections=config.server.connections, body_bytes=config.server.body_bytes)

@@ -31,13 +31,22 @@ class Composition:
         listener: Hears of every finished call.
         table, process: The cells of the keys' meters, and which are this process's.
         speed: A simulated provider runs that many times faster; time limits are at its real pace.
+        detail: The listener wants to know the parts of each prompt.
     """
 
     def __init__(
-        self, listener: Listener, pages: Pages, table: Table, process: int, *, clock: Clock, speed: float = 1.0
+        self,
+        listener: Listener,
+        pages: Pages,
+        table: Table,
+        process: int,
+        *,
+        clock: Clock,
+        speed: float = 1.0,
+        detail: bool = False,
     ) -> None:
         self._listener, self._pages, self._table, self._process = listener, pages, table, process
-        self._clock, self._speed = clock, speed
+        self._clock, self._speed, self._detail = clock, speed, detail
         self._retiring: set[asyncio.Task[None]] = set()
         self.config: GatewayConfig | None = None
         self.gateway: Gateway | None = None
@@ -93,6 +102,7 @@ class Composition:
             clock=self._clock,
             speed=self._speed,
             listener=self._listener,
+            detail=self._detail,
         )
 
     def _same_engine(self, config: GatewayConfig) -> bool:

@@ -87,6 +87,10 @@ class Anthropic:
         """Plain or streamed."""
         return b"stream" if call.get("stream") is True else b"plain"
 
+    def is_stateful(self, call: Mapping[str, Any]) -> bool:
+        """Whether it goes on in a container."""
+        return bool(call.get("container"))
+
     def canonical(self, call: dict[str, Any]) -> bytes:
         """The call in one spelling: sorted, no white space, without hygiene fields and marks of the prompt's cache."""
         return encode_sorted(
@@ -104,7 +108,7 @@ class Anthropic:
             turns_of(call),
             model=word(call.get("model")),
             stream=call.get("stream") is True,
-            stateful=bool(call.get("container")),
+            stateful=self.is_stateful(call),
             tools=call.get("tools"),
             canon=canon,
         )

@@ -152,6 +152,9 @@ class Dialect(Protocol):
     def delivery(self, path: str, call: Mapping[str, Any]) -> bytes:
         """How the answer is to be delivered: part of a cache key, for no hygiene field may change the bytes."""
 
+    def is_stateful(self, call: Mapping[str, Any]) -> bool:
+        """Whether it hangs on, or changes, what the provider keeps: never answered from another call."""
+
     def canonical(self, call: dict[str, Any]) -> bytes:
         """The call in one spelling: sorted fields, no white space, without fields that change nothing."""
 

@@ -83,6 +83,10 @@ class Gemini:
         """Plain or streamed; `alt=sse` stands in the target."""
         return b"stream" if path.endswith(_STREAM) else b"plain"
 
+    def is_stateful(self, call: Mapping[str, Any]) -> bool:
+        """Never: what it refers to (`cachedContent`) does not change."""
+        return False
+
     def canonical(self, call: dict[str, Any]) -> bytes:
         """The call in one spelling: sorted fields, no white space, hygiene fields left out. The model is not in it."""
         return encode_sorted({name: call[name] for name in call if name not in HYGIENE_FIELDS})
@@ -95,7 +99,7 @@ class Gemini:
             turns_of(call),
             model=model,
             stream=path.endswith(_STREAM),
-            stateful=False,
+            stateful=self.is_stateful(call),
             tools=call.get("tools"),
             canon=f"{model}\n".encode() + canon,
         )

@@ -80,6 +80,10 @@ class OpenAI:
         options = call.get("stream_options")
         return b"stream" + encode_sorted(options) if options else b"stream"
 
+    def is_stateful(self, call: Mapping[str, Any]) -> bool:
+        """Whether it names a conversation, or runs in the background."""
+        return any(call.get(name) for name in _STATE_FIELDS)
+
     def canonical(self, call: dict[str, Any]) -> bytes:
         """The call in one spelling: sorted fields, no white space, hygiene fields left out."""
         return encode_sorted({name: call[name] for name in call if name not in HYGIENE_FIELDS})
@@ -92,7 +96,7 @@ class OpenAI:
             turns_of(kind, call),
             model=model,
             stream=call.get("stream") is True,
-            stateful=any(call.get(name) for name in _STATE_FIELDS),
+            stateful=self.is_stateful(call),
             tools=call.get("tools"),
             canon=canon if "model" in call or model is None else model.encode() + canon,
         )

@@ -8,6 +8,7 @@ from paceline.accelerate.routing.replies import error_name
 from paceline.accelerate.routing.verdict import is_failure
 from paceline.errors import UpstreamError
 from paceline.wire.client import ClientReply
+from paceline.wire.gemini import GEMINI
 
 
 class Answer:
@@ -34,6 +35,7 @@ class Answer:
         self._over = False
         self._ready: list[bytes] = [] if attempt is None else attempt.ready
         self._is_read = attempt is not None and attempt.is_read
+        self.stream = self.stream or _is_array_stream(reply, record)
         record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
 
     def __aiter__(self) -> "Answer":
@@ -102,6 +104,12 @@ class Answer:
                     tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
                     output_tokens=None if usage is None else usage.output_tokens,
                 )
+
+
+def _is_array_stream(reply: ClientReply, record: CallRecord) -> bool:
+    """Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that."""
+    asked = record.asked
+    return asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200
 
 
 def _speaks_against(attempt: Attempt, error: BaseException | None) -> bool | None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from paceline.accelerate.asked import Asked
 from paceline.accelerate.headers import to_upstream
@@ -49,22 +49,25 @@ class Dispatcher:
         self._gated = gated
         self._rand = rand
 
-    async def send(
+    def send(
         self, request: HttpRequest, record: CallRecord, taken: RouteTaken | None = None, *, group: str | None = None
-    ) -> Answer:
+    ) -> Awaitable[Answer]:
         """Send and wait for the answer to begin; `taken` is filled in on the way.
 
         Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
         """
         asked = record.asked
         if asked is None:
-            return await self._pass(request, record)
+            return self._pass(request, record)
         taken = taken or RouteTaken()
         head = head_of(request)
         plan = self._plans.find(asked.dialect.name, asked.info.model, group)
         if plan.only is not None and self._limits is None and self._needs_no_timer(head, plan.only):
-            return await self._once(request, head, asked, record, taken, plan.only)
-        call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s)
+            return self._once(request, head, asked, record, taken, plan.only)
+        return self._routed(RoutedCall(request, head, asked, record, taken, self._policy.timeout_s), plan)
+
+    async def _routed(self, call: RoutedCall, plan: Plan) -> Answer:
+        """The path of a call for which something can be done when it fails, or that has to wait."""
         if len(plan.stages) == 1:
             attempt = await self._ask(call, plan, plan.stages[0])
             call.arrived(attempt.lane, None)
@@ -72,7 +75,7 @@ class Dispatcher:
             attempt = await self._serve(call, plan)
         if attempt.error is not None or attempt.reply is None:
             raise attempt.error or UpstreamBroken("no answer came", target=attempt.lane.target.client.base_url)
-        return Answer(attempt.reply, record, attempt)
+        return Answer(attempt.reply, call.record, attempt)
 
     @property
     def in_flight(self) -> int:

@@ -54,6 +54,22 @@ class Bucket:
             return self.at_s - now_s if self.at_s > now_s else 0.0
         return self.at_s - now_s + short / self.per_s
 
+    def try_take(self, amount: float, now_s: float) -> bool:
+        """Take `amount` if it may pass now: `wait_s` and `take` in one, for the path every call goes."""
+        if now_s > self.at_s:
+            level = self.level + (now_s - self.at_s) * self.per_s
+            if level > self.burst:
+                level = self.burst
+            self.level = level
+            self.at_s = now_s
+        elif now_s < self.at_s:
+            return False
+        level = self.level - amount
+        if level < -_ROUNDING and (amount <= self.burst or self.level < self.burst - _ROUNDING):
+            return False
+        self.level = level
+        return True
+
     def drain_s(self, amount: float, now_s: float) -> float:
         """Seconds until so much will have passed, if all of it is wanted as soon as possible."""
         level = self.refill(now_s)
@@ -77,8 +93,8 @@ class Bucket:
         """The level is known to be from `low` to `high` now."""
         self.level = min(self.burst, high, max(self.refill(now_s), low))
 
-    def not_before(self, until_s: float, level: float) -> None:
-        """Nothing until `until_s`; at that moment the bucket holds `level`."""
+    def not_before(self, until_s: float, most: float) -> None:
+        """Nothing until `until_s`; at that moment the bucket holds `most`, or less if it would have held less."""
         if until_s >= self.at_s:
+            self.level = min(self.level + (until_s - self.at_s) * self.per_s, most, self.burst)
             self.at_s = until_s
-            self.level = min(level, self.burst)

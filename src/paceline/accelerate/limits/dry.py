@@ -10,19 +10,15 @@ class DrySpell:
     and has not been refused by the next was taken, whether it is answered or not.
     """
 
-    __slots__ = ("_last_s", "_lately", "_refused", "_sent", "since_s", "times")
+    __slots__ = ("_last_s", "_refused", "_sent", "lately", "since_s", "times")
 
     def __init__(self) -> None:
         self.times = 0  # refusals in a row, those of calls sent together counted once
         self.since_s = -math.inf
         self._last_s = -math.inf
         self._sent = 0  # since it began, up to the last refusal
-        self._lately = 0  # after the last refusal
+        self.lately = 0  # calls sent after the last refusal; the gate counts them
         self._refused = 0
-
-    def sent(self) -> None:
-        """A call was admitted."""
-        self._lately += 1
 
     def taken(self, admitted_s: float) -> None:
         """A call was answered with anything but a refusal."""
@@ -39,8 +35,8 @@ class DrySpell:
             self._sent = self._refused = 0
         else:
             self.times += 1
-            self._sent += self._lately
+            self._sent += self.lately
             self._refused += 1
-        self._lately = 0
+        self.lately = 0
         self._last_s = now_s
         return True

@@ -54,15 +54,28 @@ class Clocked(Protocol):
 class Permit:
     """Leave to send one call. `leave` when it is over; everything else is to tell what happened."""
 
-    __slots__ = ("_gate", "_heard", "_is_out", "admitted_s", "before", "serial", "tokens", "waited")
+    __slots__ = (
+        "_gate",
+        "_heard",
+        "_is_out",
+        "admitted_s",
+        "before",
+        "before_tokens",
+        "serial",
+        "serial_tokens",
+        "tokens",
+        "waited",
+    )
 
-    def __init__(self, gate: "Gate", tokens: int, admitted_s: float, *, waited: bool) -> None:
+    def __init__(self, gate: "Gate", tokens: int, admitted_s: float, waited: bool) -> None:
         self._gate = gate
         self._heard = False
         self._is_out = False
         self.admitted_s = admitted_s
-        self.serial = (gate.admitted, gate.admitted_tokens)  # up to and with this one
-        self.before = (gate.in_flight, gate.tokens_in_flight)  # before this one
+        self.serial = gate.admitted  # calls and tokens admitted up to this one
+        self.serial_tokens = gate.admitted_tokens
+        self.before = gate.in_flight  # when it came
+        self.before_tokens = gate.tokens_in_flight
         self.tokens = tokens
         self.waited = waited  # True: not admitted at once
 
@@ -129,17 +142,23 @@ class Gate:
 
     def try_pass(self, ask: Ask) -> Permit | None:
         """A permit if the call may go at once, else None."""
-        now_s = self._now_s()
-        if self.queue or self._wait_s(ask.tokens, now_s) != 0.0:
+        return None if self.queue.size else self._try(ask, self._now_s())
+
+    def _try(self, ask: Ask, now_s: float) -> Permit | None:
+        """Past those who wait. The path of every unhindered call, so written out."""
+        if self._held_until_s > now_s or (self.limit is not None and self.in_flight >= self.limit):
             return None
-        return self._admit(ask, now_s, waited=False)
+        learned = self.learned
+        if learned is not None and learned.bucket is not None and learned.bucket.wait_s(1.0, now_s) != 0.0:
+            return None
+        return self._admitted(ask, now_s, waited=False) if self.meter.try_take(ask.tokens, now_s) else None
 
     async def pass_(self, ask: Ask) -> Permit:
         """Wait for a turn. Raises Overloaded, at once when the wait cannot end in time. Cancelling leaves nothing."""
         now_s = self._now_s()
         first = not self.queue or ask.ticket is not None  # one that comes again is not behind those who wait
-        if first and self._wait_s(ask.tokens, now_s) == 0.0:
-            return self._admit(ask, now_s, waited=False)
+        if first and (permit := self._try(ask, now_s)) is not None:
+            return permit
         deadline_s = now_s + self._policy.max_wait_s if ask.deadline_s is None else ask.deadline_s
         self._refuse_hopeless(ask, deadline_s, now_s)
         turn: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
@@ -227,7 +246,8 @@ class Gate:
                 break
             queue.pop(waiter_or_none)
             if not waiter_or_none.turn.done():
-                waiter_or_none.turn.set_result(self._admit(waiter_or_none.ask, now_s, waited=True))
+                self.meter.take(waiter_or_none.ask.tokens, now_s)
+                waiter_or_none.turn.set_result(self._admitted(waiter_or_none.ask, now_s, waited=True))
         deadline_s = queue.next_deadline_s()
         if deadline_s is not None:
             wake_s = min(wake_s, deadline_s - now_s)
@@ -297,7 +317,7 @@ class Gate:
         if self._figures[TOKENS] and not self._figures[REQUESTS]:
             lacks_tokens = not lacks_calls  # it does not say, but this is the limit that we know of
         if is_new:
-            self._told[TOKENS if lacks_tokens else REQUESTS].refused(now_s)
+            self._told[TOKENS if lacks_tokens else REQUESTS].refused(permit.admitted_s, now_s)
         self._see_stated(permit, signal, now_s)
         until_s = self._hold(wait_s, now_s)
         calls_left = None if lacks_tokens and not lacks_calls else 1.0
@@ -330,7 +350,8 @@ class Gate:
             (REQUESTS, signal.limit_requests, signal.remaining_requests, signal.reset_requests_s),
             (TOKENS, signal.limit_tokens, signal.remaining_tokens, signal.reset_tokens_s),
         )
-        counted = (self.admitted, self.admitted_tokens)
+        since = (self.admitted - permit.serial, self.admitted_tokens - permit.serial_tokens)
+        before = (permit.before, permit.before_tokens)
         for index, (kind, limit, remaining, reset_s) in enumerate(stated):
             if limit is None:
                 continue
@@ -339,8 +360,8 @@ class Gate:
             rate = self._told[kind].rate(limit, remaining, reset_s, now_s)
             low, high = -math.inf, math.inf
             if remaining is not None:
-                left = remaining - max(0, counted[index] - permit.serial[index])
-                low, high = left - permit.before[index], left + 1 + rate.per_s * (now_s - permit.admitted_s)
+                left = remaining - since[index]
+                low, high = left - before[index], left + 1 + rate.per_s * (now_s - permit.admitted_s)
             self.meter.told(kind, rate, low, high, now_s)
 
     def _wait_s(self, tokens: int, now_s: float) -> float | None:
@@ -356,11 +377,11 @@ class Gate:
                 return learned_s
         return wait_s
 
-    def _admit(self, ask: Ask, now_s: float, *, waited: bool) -> Permit:
-        self.meter.take(ask.tokens, now_s)
+    def _admitted(self, ask: Ask, now_s: float, *, waited: bool) -> Permit:
+        """Count a call that the meter has counted."""
         self.admitted += 1
         self.admitted_tokens += ask.tokens
-        permit = Permit(self, ask.tokens, now_s, waited=waited)
+        permit = Permit(self, ask.tokens, now_s, waited)
         self.in_flight += 1
         self.tokens_in_flight += ask.tokens
         if self.in_flight > self.peak:
@@ -368,10 +389,8 @@ class Gate:
         if ask.ticket is None:
             ask.ticket = self._owner.ticket()
         if self.learned is not None:
-            self._dry.sent()
+            self._dry.lately += 1
             self.learned.admitted(now_s, waited=waited)
-            if self.learned.bucket is not None:
-                self.learned.bucket.take(1.0)
         return permit
 
     def _demand(self) -> Demand:

@@ -25,7 +25,7 @@ _FIRST_STEP = 0.02  # above a measured limit, doubled up to `increase`
 _MEMORY = 128  # calls: what "lately" is made of
 _ENOUGH = 5  # calls, to call something a throughput
 _MEASURE = 10  # intervals: a measured limit covers at least this much time, if it can
-_SETTLED = 3  # intervals after a refusal: one that follows sooner still comes of what was sent before
+_SETTLED = 2  # intervals after a refusal: one that follows sooner still comes of what was sent before
 _SLOTS = 240  # of the last minute
 _WINDOWED = 5  # calls at the rate of late, in a wait: longer than a bucket takes for one call
 _WINDOWED_S = 600.0  # so long a provider is held to count over minutes, after it last looked so
@@ -69,6 +69,8 @@ class Learned:
 
     def admitted(self, now_s: float, *, waited: bool) -> None:
         """A call passes the gate."""
+        if self.bucket is not None:
+            self.bucket.take(1.0)
         self._minute.add(1, now_s)
         self._admitted_since += 1
         if waited:
@@ -106,7 +108,7 @@ class Learned:
         elif self._since_s is None:
             self._retreat(until_s - now_s, now_s, was_busy=False)
             self._begin(now_s)
-        elif self._admitted_since >= _ENOUGH and now_s - self._since_s >= _SETTLED * self._policy.interval_s:
+        elif self._admitted_since >= _ENOUGH and now_s - self._since_s >= self._settled_s():
             self._end_stretch(now_s - self._since_s, until_s - now_s, now_s)
             self._begin(now_s)
         self._is_guess = self._is_guess and self._proven == 0.0
@@ -120,6 +122,9 @@ class Learned:
         lately = self._lately(now_s)
         if wait_s > 2 * self._policy.interval_s and wait_s * lately > _WINDOWED:
             self._windowed_until_s = now_s + _WINDOWED_S * self._policy.minute_s / 60
+
+    def _settled_s(self) -> float:
+        return self._policy.interval_s * (1.0 if self._ceiling is None else _SETTLED)
 
     def _end_stretch(self, since_s: float, hold_s: float, now_s: float) -> None:
         was_busy = self._waited_since >= _SATURATED * self._admitted_since
@@ -232,6 +237,10 @@ class _LastMinute:
     def add(self, calls: int, at_s: float) -> None:
         """Count calls made at a time; negative: they do not count after all."""
         slot = int(at_s / self._slot_s)
+        if self._slots and self._slots[-1][0] == slot:  # most often
+            self._slots[-1][1] += calls
+            self._sum += calls
+            return
         if not self._slots or self._slots[-1][0] < slot:
             self._slots.append([slot, 0])
         for entry in reversed(self._slots):

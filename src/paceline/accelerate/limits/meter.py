@@ -28,6 +28,10 @@ class Meter(Protocol):
         """Seconds until a call of so many tokens may pass; 0.0: now; inf: not known yet, the gate will be woken."""
         ...
 
+    def try_take(self, tokens: int, now_s: float) -> bool:
+        """Count a call if it may pass now."""
+        ...
+
     def take(self, tokens: int, now_s: float) -> None:
         """Count a call that passes; right after `wait_s` said 0.0."""
         ...
@@ -82,6 +86,22 @@ class LocalMeter:
                 wait_s = this_s
         return wait_s
 
+    def try_take(self, tokens: int, now_s: float) -> bool:
+        """As `Meter` says."""
+        for bucket in self._requests:
+            if not bucket.try_take(1.0, now_s):
+                for earlier in self._requests[: self._requests.index(bucket)]:
+                    earlier.take(-1.0)
+                return False
+        for bucket in self._tokens:
+            if not bucket.try_take(tokens, now_s):
+                for earlier in self._requests:
+                    earlier.take(-1.0)
+                for earlier in self._tokens[: self._tokens.index(bucket)]:
+                    earlier.take(-tokens)
+                return False
+        return True
+
     def take(self, tokens: int, now_s: float) -> None:
         """As `Meter` says."""
         for bucket in self._requests:
@@ -105,7 +125,6 @@ class LocalMeter:
         for buckets, left in ((self._requests, calls), (self._tokens, tokens)):
             if left is not None:
                 for bucket in buckets:
-                    bucket.refill(now_s)
                     bucket.not_before(until_s, left)
 
     def told(self, kind: str, rate: Rate, low: float, high: float, now_s: float) -> None:

@@ -54,16 +54,16 @@ class Queue(Generic[T]):
         self._classes: dict[int, _Class[T]] = {}
         self._deadlines: list[tuple[float, int, Waiter[T]]] = []  # heap, likewise
         self._ids = itertools.count()
-        self._size = 0
+        self.size = 0
         self.cost = 0.0  # of all that wait
         self.tokens = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def push(self, waiter: Waiter[T]) -> None:
         """Queue a call: in front when it has been admitted before."""
-        self._size += 1
+        self.size += 1
         self.cost += waiter.cost
         self.tokens += waiter.ask.tokens
         heapq.heappush(self._deadlines, (waiter.deadline_s, next(self._ids), waiter))
@@ -145,15 +145,15 @@ class Queue(Generic[T]):
 
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.priority = _GONE
-        self._size -= 1
+        self.size -= 1
         self.cost -= waiter.cost
         self.tokens -= waiter.ask.tokens
-        if not self._size:  # idle: nothing to be fair about, no rounding to carry on
+        if not self.size:  # idle: nothing to be fair about, no rounding to carry on
             self._classes.clear()
             self._returned.clear()
             self._deadlines.clear()
             self.cost = 0.0
-        elif len(self._deadlines) > 2 * self._size + _SLACK:
+        elif len(self._deadlines) > 2 * self.size + _SLACK:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].is_gone]
             heapq.heapify(self._deadlines)
 

@@ -165,6 +165,13 @@ class SharedMeter:
             self._fetch()
         return wait_s
 
+    def try_take(self, tokens: int, now_s: float) -> bool:
+        """As `Meter` says."""
+        if self.wait_s(tokens, now_s) != 0.0:
+            return False
+        self.take(tokens, now_s)
+        return True
+
     def take(self, tokens: int, now_s: float) -> None:
         """As `Meter` says."""
         if not self._requests and not self._tokens:

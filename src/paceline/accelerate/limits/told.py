@@ -17,7 +17,7 @@ _SURE = 2  # answers in a row: a window that ends at a fixed time shows any figu
 class Told:
     """What the headers of one kind (requests, tokens) of one gate have said so far."""
 
-    __slots__ = ("_burst_s", "_minute_s", "_period", "_refused_s", "_seen", "_streak")
+    __slots__ = ("_burst_s", "_known_s", "_minute_s", "_period", "_refused_s", "_seen", "_streak")
 
     def __init__(self, minute_s: float) -> None:
         self._minute_s = minute_s
@@ -26,20 +26,25 @@ class Told:
         self._streak = 0
         self._burst_s: float | None = None
         self._refused_s = -math.inf
+        self._known_s = math.inf  # when it was first stated
 
     def rate(self, limit: float, remaining: float | None, reset_s: float | None, now_s: float) -> Rate:
         """The limit as a rate. All of it may go at once, unless the provider was seen to count more finely."""
         self._see(limit, remaining, reset_s)
+        self._known_s = min(self._known_s, now_s)
         if now_s - self._refused_s > _FORGIVEN * self._minute_s:
             self._burst_s = None
         per_s = limit / (self._period * self._minute_s)
         return Rate(per_s, limit if self._burst_s is None else max(1.0, min(limit, per_s * self._burst_s)))
 
-    def refused(self, now_s: float) -> None:
-        """It refused though its headers were followed: it counts over a window, or finer (60 a minute: 1 a second).
+    def refused(self, admitted_s: float, now_s: float) -> None:
+        """It refused a call though its headers were followed: it counts over a window, or finer.
 
-        So the calls have to be more even: the burst is halved, from ten seconds' worth to one at the least.
+        (60 a minute may mean 1 a second.) So the calls have to be more even: the burst is halved, from ten seconds'
+        worth to one at the least.
         """
+        if admitted_s < self._known_s:
+            return
         most_s, least_s = self._minute_s / 6, self._minute_s / 60
         is_first = now_s - self._refused_s > _FORGIVEN * self._minute_s
         self._burst_s = most_s if is_first or self._burst_s is None else max(least_s, self._burst_s / 2)

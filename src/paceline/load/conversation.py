@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from paceline.errors import ConfigError
+from paceline.load import replay
 from paceline.load.checks import Checker, Headers, Verdict
 from paceline.load.parts import Checks
 from paceline.load.scenario import Body, Endpoint, Question, Scenario, body_keys, draws, picks, questions
@@ -89,8 +90,8 @@ class Filled:
 
     def __init__(self, scenario: Scenario, count: int | None, part: int = 0, of: int = 1) -> None:
         self._sheets: _Sheets | None = None
-        drawn = draws(scenario)
-        if scenario.variables:
+        drawn = draws(scenario) if scenario.trace is None else replay.bodies(scenario)
+        if scenario.variables and scenario.trace is None:
             known = frozenset(scenario.variables)
             self._sheets = _Sheets(scenario.key_fields)
             pools = [questions(endpoint, scenario, i) for i, endpoint in enumerate(scenario.endpoints)]
@@ -198,7 +199,7 @@ def source_for(scenario: Scenario, count: int | None, part: int = 0, of: int = 1
     if scenario.turns:
         return Conversations(scenario, part, of)
     checked = any((e.checks or scenario.checks) != Checks() for e in scenario.endpoints)
-    return Filled(scenario, count, part, of) if checked or scenario.variables else None
+    return Filled(scenario, count, part, of) if checked or scenario.variables or scenario.trace else None
 
 
 def _as_turn(question: Question, name: str | None) -> Question:

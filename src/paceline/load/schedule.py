@@ -15,7 +15,6 @@ from paceline.load.replay import due_times as replay_times
 from paceline.load.scenario import REPLAY, Scenario
 from paceline.load.shapes import due_times as shape_times
 from paceline.load.shapes import unit_arrivals
-from paceline.load.shapes import due_times
 
 _CLOCK_MONOTONIC = 1
 _NONBLOCK = 0o4000
@@ -33,8 +32,6 @@ def arrivals(scenario: Scenario) -> Sequence[float]:
         return replay_times(scenario)
     if scenario.shape:
         return shape_times(scenario)
-    if scenario.shape:
-        return due_times(scenario)
     due = array("d")
     limit = scenario.requests or sys.maxsize
     end_s = scenario.duration_s or float("inf")

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from paceline.load.checks import STATUS, Headers, Verdict
-from paceline.load.conversation import source_for
 from paceline.load.checks import FINE, Headers, Verdict
 from paceline.load.conversation import source_for
 from paceline.load.scenario import Body, Scenario, draws, sequence
@@ -25,6 +23,10 @@ class Source(Protocol):
 
     def next(self, user: int) -> Body | None:
         """The next body for this user; None: there is no more."""
+
+    @property
+    def failed(self) -> Mapping[str, int]:
+        """How often each check failed."""
 
     def answered(self, body: Body, user: int, status: int, headers: Headers, data: bytes) -> Verdict:
         """What a body that `wants_answer` was answered (at most 1 MB; status 0: not at all), and how it is judged."""
@@ -57,10 +59,8 @@ def source_of(scenario: Scenario, count: int | None, share: Share) -> Source:
     source = source_for(scenario, count, share.part, share.of)
     if source is not None:
         return source
-    special = source_for(scenario, count, share.part, share.of)
-    if special is not None:
-        return special
     bodies: Iterator[Body] = draws(scenario) if count is None else iter(sequence(scenario, count))
-    bodies = itertools.islice(bodies, share.part, None, share.of)
+    if share.of > 1:
+        bodies = itertools.islice(bodies, share.part, None, share.of)
     first = next(bodies, None)  # reads the files: their errors belong before the start
     return Drawn(bodies if first is None else itertools.chain([first], bodies))

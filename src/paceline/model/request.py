@@ -22,6 +22,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str = ""  # hash of the request body: the same key asks the very same thing
     text_key: str = ""  # hash of its text, case, white space and punctuation ignored
     user: int | None = None  # which simulated user, in closed scenarios
+    failed_check: str | None = None  # which one, where the error is "check"
     gaps_s: list[float] = []  # time between streamed events; empty when it did not stream
 
     @property

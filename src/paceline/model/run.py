@@ -21,7 +21,7 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ramp_s: float = 0.0  # users start evenly over this time
     think_s: float = 0.0
     rate_per_s: float | None = None
-    arrivals: str = "constant"  # "constant", "poisson" or "gamma"
+    arrivals: str = "constant"  # "constant", "poisson", "gamma" or "replay"
     cv: float = 1.0  # of gamma arrivals
     requests: int = 0
     seed: int = 0
@@ -32,6 +32,7 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     lag_p99_s: float | None = None
     generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core
     trouble: str | None = None  # why the generator itself spoiled the measurement
+    failed_checks: dict[str, int] = {}  # how often each check failed
     stopped: str | None = None  # why it ended early: "interrupted", "50 connection errors in a row"
 
 

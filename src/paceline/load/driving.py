@@ -16,14 +16,14 @@ from paceline.load.address import Address
 from paceline.load.answer import Answer, Heads
 from paceline.load.attempt import Attempt, Encoder
 from paceline.load.health import Health
-from paceline.load.line import CONNECTION, FINE, TIMEOUT, Line
+from paceline.load.line import CHECK, CONNECTION, FINE, TIMEOUT, Line
 from paceline.load.pool import Pool, connection_limit
 from paceline.load.readiness import Readiness
 from paceline.load.scenario import CLOSED, Scenario, sequence
 from paceline.load.schedule import Pacer, arrivals
 from paceline.load.shapes import Stay, stays
 from paceline.load.snapshot import Snapshot
-from paceline.load.source import Share, Source, source_of
+from paceline.load.source import Drawn, Share, Source, source_of
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
@@ -64,7 +64,7 @@ class Driving:
         self._loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[None] = self._loop.create_future()
         self._encoder = Encoder(address)
-        self.trace = self._encoder.trace
+        self._known = self._encoder.encoded
         self._readiness = Readiness(self._fail)
         heads = Heads(scenario.cache_headers)
         limit = connection_limit(scenario.connections, scenario.users)
@@ -76,16 +76,18 @@ class Driving:
         self._think_s = scenario.think_s / speed
         self._pacer: Pacer | None = None
         self._due_s: Sequence[float] = ()  # on time.monotonic()
-        self._source: Source
+        self._source: Source = Drawn(iter(()))
         self._index, self._step = self.share.part, self.share.of
         self._beat_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._users = 0  # still at work
         self._expected_s = _EXPECTED_S
+        self._failed_check: str | None = None  # of the last answer judged
         self._failing = 0  # connection errors in a row
         self._stopping = self._closing = False
         self._recent: deque[tuple[float, int]] = deque(maxlen=9)  # snapshots of two seconds
         self._on_turn = self._guarded(self._turn)
+        self._unread: list[bytes] = []  # rows written, not in `latencies` yet
         self.latencies = Histogram()
         self.health = Health()
         self.stopped: str | None = None
@@ -129,6 +131,7 @@ class Driving:
         self._append = self._rows.append
         self._encoder.record_in(self._rows)
         self._encode = self._encoder.encode
+        self._next = self._source.next
 
     async def _warm_up(self) -> None:
         """Send `warmup` requests, one after the other, not recorded; they say how long an answer takes."""
@@ -206,6 +209,7 @@ class Driving:
         if hasattr(self, "_rows"):
             try:
                 self._flush()
+                self._read()
             finally:
                 self._rows.close()
                 self._full.close()
@@ -218,11 +222,11 @@ class Driving:
 
     def _arrive(self, _index: int, due_s: float) -> None:
         self.health.late(_monotonic() - due_s)
-        body = self._source.next(-1)
+        body = self._next(-1)
         if body is None:
             self.stop("the source of requests ran dry")
             return
-        encoded = self._encode(body)
+        encoded = self._known.get(id(body)) or self._encode(body)
         index = self._index
         self._index = index + self._step
         self.sent += 1
@@ -240,14 +244,14 @@ class Driving:
         """The user is free since `free_s`, and so may be a line: the next request is theirs, if there is one."""
         body = None
         if free_s < self._stops_s[user] and not self._stopping:
-            body = self._source.next(user)
+            body = self._next(user)
         if body is None:
             if line is not None:
                 self._pool.release(line)
             self._users -= 1
             self._end_if_over()
             return
-        encoded = self._encode(body)
+        encoded = self._known.get(id(body)) or self._encode(body)
         index = self._index
         self._index = index + self._step
         self.sent += 1
@@ -272,7 +276,7 @@ class Driving:
         answer = line.answer
         if line.encoded.wants_answer:
             self._judge(line, answer)
-        if answer is None or not answer.gaps_s:
+        if answer is None or not (answer.gaps_s or line.error == CHECK):
             self._append(
                 _pack(
                     line.intended_s,
@@ -362,6 +366,7 @@ class Driving:
             key=body.key,
             text_key=body.text_key,
             user=None if line.user < 0 else line.user,
+            failed_check=self._failed_check if line.error == CHECK else None,
             gaps_s=answer.gaps_s,
         )
         self._full.append(request)
@@ -376,6 +381,7 @@ class Driving:
         data = b"".join(answer.body or ())
         verdict = self._source.answered(body, line.user, line.status, answer.headers, data)
         line.error = ERRORS.index(verdict.error)
+        self._failed_check = verdict.check
 
     def _watch_errors(self, error: int) -> None:
         self._failing = self._failing + 1 if error == CONNECTION else 0
@@ -404,18 +410,27 @@ class Driving:
         self._flush()  # small pieces: a flush is time in which nothing is sent
         if self.scenario.model != CLOSED:
             self._fit_pool(now_s)
-        if self._progress is not None and beats % _BEATS_PER_SNAPSHOT == 0:
-            self._progress(self.snapshot())
+        if beats % _BEATS_PER_SNAPSHOT == 0:
+            self._read()
+            if self._progress is not None:
+                self._progress(self.snapshot())
         next_s = max(due_s + _BEAT_S, now_s)
         self._beat_timer = self._loop.call_later(next_s - now_s, self._guarded(self._beat), next_s, beats + 1)
 
     def _flush(self) -> None:
+        """Write what has ended."""
         data = self._rows.flush()
-        self._full.flush()
         if data:
-            rows = decode_rows(data)
+            self._unread.append(data)
+        self._full.flush()
+
+    def _read(self) -> None:
+        """Take the latencies of what was written into account: seldom, since numpy costs as much for 50 as for 500."""
+        if self._unread:
+            rows = decode_rows(b"".join(self._unread))
+            self._unread.clear()
             self.latencies.record_all(rows["ended_s"] - rows["intended_s"])
-            self._expected_s += 0.3 * (float((rows["ended_s"] - rows["started_s"]).mean()) - self._expected_s)
+            self._expected_s += 0.5 * (float((rows["ended_s"] - rows["started_s"]).mean()) - self._expected_s)
 
     def _fit_pool(self, now_s: float) -> None:
         """As many lines as the coming second needs at the latency there is now.
@@ -510,6 +525,7 @@ class Driving:
             lag_p99_s=self.health.lag_s(0.99),
             generator_cpu_ratio=self.health.cpu_ratio,
             trouble=self.health.trouble(self.latencies.quantile(0.5)),
+            failed_checks=dict(getattr(self._source, "failed", {})),
             stopped=self.stopped,
         )
 

@@ -25,9 +25,6 @@ class Owner(Protocol):
     def unsent(self, line: "Line", attempt: Attempt) -> None:
         """The server had closed this kept connection before a byte of the answer: send it on another one."""
 
-    def trace(self, index: int) -> int:
-        """The low half of the trace id of a request."""
-
 
 class Line:
     """A connected non-blocking socket, plain or TLS, and one request at a time. Failures are data: nothing here raises.
@@ -93,7 +90,7 @@ class Line:
         self._answer = None
         self.error = self.status = 0
         self.busy = True
-        data = encoded.data(self._owner.trace(self.index))
+        data = encoded.data(index)
         self.started_s = started_s or _monotonic()
         try:
             sent = self._send(data)

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from paceline.load import replay
 from paceline.load.checks import FINE, Headers, Verdict
 from paceline.load.conversation import source_for
-from paceline.load.scenario import Body, Scenario, draws, sequence
+from paceline.load.scenario import REPLAY, Body, Scenario, draws, sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ def source_of(scenario: Scenario, count: int | None, share: Share) -> Source:
     source = source_for(scenario, count, share.part, share.of)
     if source is not None:
         return source
-    bodies: Iterator[Body] = draws(scenario) if count is None else iter(sequence(scenario, count))
+    bodies: Iterator[Body]
+    if scenario.arrivals == REPLAY:
+        bodies = replay.bodies(scenario)
+    else:
+        bodies = draws(scenario) if count is None else iter(sequence(scenario, count))
     if share.of > 1:
         bodies = itertools.islice(bodies, share.part, None, share.of)
     first = next(bodies, None)  # reads the files: their errors belong before the start

@@ -110,18 +110,18 @@ def read_trace(trace: Trace) -> list[Recorded]:
     return [row._replace(at_s=row.at_s - zero_s) for row in rows]
 
 
-def prompt(trace: Trace, number: int, row: Recorded) -> str:
+def prompt(number: int, row: Recorded) -> str:
     """Text of exactly the row's input tokens by `wire.tokens`' estimate; the same for the same row.
 
     A block's text depends on its number only, so prompts share prefixes as the recorded ones did. What no block
     covers is the row's own.
     """
     size = row.input_tokens * BYTES_PER_TOKEN
-    pieces = [block_text(f"block {block}") for block in row.blocks]
+    pieces = [block_text(f"b{block}") for block in row.blocks]
     missing = size - len(pieces) * BLOCK_TOKENS * BYTES_PER_TOKEN
     if missing > 0:
         count = -(-missing // (BLOCK_TOKENS * BYTES_PER_TOKEN))
-        pieces += [block_text(f"{Path(trace.path).name} {number} {part}") for part in range(count)]
+        pieces += [block_text(f"{number}.{part}") for part in range(count)]
     return "".join(pieces)[:size]
 
 
@@ -148,7 +148,7 @@ def _pool() -> str:
 def _chat_body(scenario: Scenario, trace: Trace, number: int, row: Recorded) -> Body:
     call: dict[str, Any] = {
         "model": trace.call_model,
-        "messages": [{"role": "user", "content": prompt(trace, number, row)}],
+        "messages": [{"role": "user", "content": prompt(number, row)}],
         "max_tokens": max(1, row.output_tokens),
     }
     if trace.stream:

@@ -23,7 +23,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text_key: str = ""  # hash of its text, case, white space and punctuation ignored
     user: int | None = None  # which simulated user, in closed scenarios
     failed_check: str | None = None  # which one, where the error is "check"
-    gaps_s: list[float] = []  # time between streamed events; empty when it did not stream
+    gaps_s: list[float] = []  # time between streamed events that carry tokens; empty when it did not stream
+    first_token_s: float | None = None  # when the first such event came; None: it did not stream
+    output_tokens: int | None = None  # as the stream stated them
+    cost_usd: float | None = None  # as a header of the answer stated it
 
     @property
     def latency_s(self) -> float:

@@ -14,6 +14,7 @@ from paceline.stats.leak import leak_verdict
 from paceline.stats.quantiles import quantile_interval, quantiles
 from paceline.trace.calls import GATEWAY, SAVED
 from paceline.trace.failures import swallowed_failures
+from paceline.trace.streaming import Bound, is_good, streaming_parts
 from paceline.trace.tree import Trace, build_traces
 
 APP = "app"
@@ -28,8 +29,9 @@ def figures_of(
     resources: Sequence[ResourceSample],
     *,
     info: ScenarioInfo | None = None,
+    bounds: Sequence[Bound] = (),
 ) -> Figures:
-    """The figures of these requests; with `info`, only of that scenario's.
+    """The figures of these requests; with `info`, only of that scenario's; with `bounds`, goodput too.
 
     Latency counts from the intended start, over the requests that were answered and those that timed out (with the
     time they had waited); other failures show in `success_ratio` and `errors`. Cost is that of every provider call
@@ -38,10 +40,12 @@ def figures_of(
     """
     if info is not None:
         requests = [r for r in requests if r.scenario == info.name]
-    return figures_of_traces([t for t in build_traces(spans, requests) if t.request], resources)
+    return figures_of_traces([t for t in build_traces(spans, requests) if t.request], resources, bounds)
 
 
-def figures_of_traces(traces: Sequence[Trace], resources: Sequence[ResourceSample]) -> Figures:
+def figures_of_traces(
+    traces: Sequence[Trace], resources: Sequence[ResourceSample], bounds: Sequence[Bound] = ()
+) -> Figures:
     """`figures_of` for traces built before; those nobody requested are left out."""
     traces = [t for t in traces if t.request is not None]
     requests = [t.request for t in traces if t.request is not None]
@@ -60,7 +64,10 @@ def figures_of_traces(traces: Sequence[Trace], resources: Sequence[ResourceSampl
         errors=dict(sorted(Counter(_error_name(r) for r in requests if not r.ok).items())),
     )
     during = [r for r in resources if r.service == APP and start_s <= r.at_s <= end_s]
-    found = _latencies(requests) | _spent(traces) | _memory(during, requests_per_s)
+    found = _latencies(requests) | _streams(requests) | _spent(traces) | _memory(during, requests_per_s)
+    if bounds:
+        good = sum(is_good(r, bounds) for r in requests)
+        found |= {"goodput_ratio": good / len(requests), "goodput_per_s": good / duration_s if duration_s > 0 else None}
     return msgspec.structs.replace(figures, **found)
 
 
@@ -87,10 +94,37 @@ def _latencies(requests: list[Request]) -> dict[str, Value]:
     return found
 
 
-def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
-    """Money, calls and hidden failures per request; nothing without spans."""
-    if not any(t.spans for t in traces):
+def _streams(requests: list[Request]) -> dict[str, Value]:
+    """What readers of streamed answers wait for; nothing where none streamed."""
+    parts = streaming_parts(requests)
+    whole = parts.get("all")
+    if whole is None:
         return {}
+    found: dict[str, Value] = {"tokens_per_s": whole.output_tokens_per_s}
+    if whole.tokens_per_s is not None:
+        found["tokens_p50_per_s"] = whole.tokens_per_s.p50
+    spreads = {
+        "first_token": whole.first_token,
+        "token_gap": whole.token_gap,
+        "mean_gap": whole.mean_gap,
+        "time_per_token": whole.time_per_token,
+    }
+    for name, spread in spreads.items():
+        if spread is not None:
+            found |= {f"{name}_p50_s": spread.p50, f"{name}_p95_s": spread.p95, f"{name}_p99_s": spread.p99}
+    for name in ("cached", "uncached"):
+        if name in parts and (first := parts[name].first_token) is not None:
+            found |= {f"{name}_first_token_p50_s": first.p50, f"{name}_first_token_p95_s": first.p95}
+    return found
+
+
+def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
+    """Money, calls and hidden failures per request; without spans, the money that answers stated if all did."""
+    if not any(t.spans for t in traces):
+        stated = [t.request.cost_usd for t in traces if t.request is not None and t.request.ok]
+        given = [cost for cost in stated if cost is not None]
+        whole = bool(given) and len(given) == len(stated)  # what failed and states nothing was not billed
+        return {"cost_per_1000_usd": math.fsum(given) / len(traces) * 1000} if whole else {}
     calls = [c for t in traces for c in t.calls if c.to_provider]
     costs = [c.cost_usd for c in calls]
     known = [c for c in costs if c is not None]

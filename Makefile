@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PEERS := locust==2.47.0 litellm[proxy]==1.106.2 sglang-router==0.3.2 aiocache==0.12.3 cashews==7.6.0 diskcache==5.6.3 \
+  redis[hiredis]==8.1.0 uvloop==0.23.0
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
 .PHONY: demo test check bench bench-peers docs setup setup-dev format clean
@@ -24,11 +26,13 @@ bench: $(VENV)/dev.ready
 
 bench-peers: $(VENV)/dev.ready $(VENV)-peers/ready
 	$(BIN)/python -m benchmarks.peers --json --locust $(VENV)-peers/bin/locust
+	$(BIN)/python -m benchmarks.gateway --json --litellm $(VENV)-peers/bin/litellm --peer $(VENV)-peers/bin/sglang-router
+	$(BIN)/python -m benchmarks.cache --json --peers $(VENV)-peers/bin/python
 
-$(VENV)-peers/ready:
-	@echo "Installing the tools to compare with, apart (once) ..."
+$(VENV)-peers/ready: Makefile
+	@echo "Installing the tools to compare with, apart (once; about 800 MB) ..."
 	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check 'locust==2.47.0'
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
 	@touch $@
 
 docs: $(VENV)/dev.ready

@@ -254,11 +254,11 @@ class Gate:
         if wake_s < math.inf:
             self._timer = asyncio.get_running_loop().call_later(max(_ROUNDING_S, wake_s), self.pump)
 
-    def close(self) -> None:
-        """Stop the timer; nobody may wait any more."""
+    def close(self) -> asyncio.Task[None] | None:
+        """Stop the timer; nobody may wait any more. See `Meter.close`."""
         if self._timer is not None:
             self._timer.cancel()
-        self.meter.close()
+        return self.meter.close()
 
     def state(self, key: str, now_s: float) -> GateState:
         """The gate now, for metrics."""

@@ -1,5 +1,6 @@
 """All gates of one process."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -96,8 +97,8 @@ class Limits:
 
     async def close(self) -> None:
         """Stop timers and let go of Redis. Calls still waiting are left to their cancellation."""
-        for gate in self._gates.values():
-            gate.close()
+        ending = [task for gate in self._gates.values() if (task := gate.close()) is not None]
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
 

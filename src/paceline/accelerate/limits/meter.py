@@ -1,5 +1,6 @@
 """The limits of one gate that are known as figures: the user's, and those the provider states in its headers."""
 
+import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -52,8 +53,8 @@ class Meter(Protocol):
         """The provider states a limit, and that from `low` to `high` units of it are left now."""
         ...
 
-    def close(self) -> None:
-        """The gate goes away."""
+    def close(self) -> asyncio.Task[None] | None:
+        """The gate goes away. What is returned is cancelled; whoever can waits for its end."""
         ...
 
 
@@ -138,6 +139,6 @@ class LocalMeter:
             bucket.change(rate, now_s)
         bucket.clamp(low / self._parts, high / self._parts, now_s)
 
-    def close(self) -> None:
+    def close(self) -> asyncio.Task[None] | None:
         """As `Meter` says."""
-        return
+        return None

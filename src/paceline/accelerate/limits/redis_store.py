@@ -118,7 +118,7 @@ class RedisStore:
         """As `Store` says."""
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await client.aclose(close_connection_pool=True)
 
     async def _run(self, keys: list[str], args: list[str]) -> Any:
         from redis.exceptions import NoScriptError

@@ -133,7 +133,7 @@ class SharedMeter:
         self._told: dict[str, _Permits] = {}
         self._held_until_s = -math.inf
         self._blocked_until_s = -math.inf  # the store said: not before
-        self._hold_s = 0.0  # to tell the others
+        self._tell_until_s = -math.inf  # a hold the others have to hear of
         self._fetching: asyncio.Task[None] | None = None
         self._fetched_s = now_s()
         self._passed = (0, 0)  # calls and tokens since then
@@ -211,12 +211,12 @@ class SharedMeter:
     def not_before(self, until_s: float, calls: float | None, tokens: float | None, now_s: float) -> None:
         """As `Meter` says."""
         self._local.not_before(until_s, calls, tokens, now_s)
-        self._hold_s = until_s - now_s
+        self._tell_until_s = until_s
         for group, left in ((self._requests, calls), (self._tokens, tokens)):
             if left is not None:
                 for permits in group:
                     permits.drop()
-                    permits.at_most = min(permits.at_most, left - permits.rate.per_s * self._hold_s)
+                    permits.at_most = min(permits.at_most, left - permits.rate.per_s * (until_s - now_s))
         if self._store.is_up:
             self._fetch()
 
@@ -230,10 +230,11 @@ class SharedMeter:
         permits.rate = rate
         permits.at_most = min(permits.at_most, max(0.0, high))
 
-    def close(self) -> None:
+    def close(self) -> asyncio.Task[None] | None:
         """As `Meter` says."""
         if self._fetching is not None:
             self._fetching.cancel()
+        return self._fetching
 
     def _amounts(self, tokens: int) -> list[tuple[_Permits, float]]:
         return [(permits, 1.0) for permits in self._requests] + [(permits, float(tokens)) for permits in self._tokens]
@@ -245,7 +246,7 @@ class SharedMeter:
 
     async def _exchange(self) -> None:
         wants = self._wants()
-        hold_s, self._hold_s = self._hold_s, 0.0
+        hold_s, self._tell_until_s = max(0.0, self._tell_until_s - self._now_s()), -math.inf
         asked = [*self._requests, *self._tokens]
         given = [(permits, permits.back) for permits in asked]
         for permits in asked:
@@ -264,6 +265,8 @@ class SharedMeter:
             self._accept(asked, answer)
         finally:
             self._fetching = None
+        if self._store.is_up and self._tell_until_s > self._now_s():  # came up meanwhile
+            self._fetch()
         self._wake()
 
     def _wants(self) -> list[Want]:

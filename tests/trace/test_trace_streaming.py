@@ -121,6 +121,8 @@ def test_cost_comes_from_answers_when_all_state_it() -> None:
     requests = [answer(0, cost_usd=0.001), answer(1, cost_usd=0.0), answer(2, error="timeout", status=None)]
     assert figures_of(requests, [], []).cost_per_1000_usd == pytest.approx(1 / 3)
     assert figures_of([*requests, answer(3)], [], []).cost_per_1000_usd is None
+    assert figures_of([*requests, answer(3, cache="hit")], [], []).cost_per_1000_usd == pytest.approx(1 / 4)
+    assert figures_of([answer(0, cache="hit")], [], []).cost_per_1000_usd is None
 
 
 @given(

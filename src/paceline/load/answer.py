@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import httptools
 import msgspec
 
+from paceline.load.token_events import carries_tokens, stated_tokens
 from paceline.store.rows import CACHES
 from paceline.wire.sse import SseParser
 
 KEPT_BYTES = 1024 * 1024  # of an answer that somebody wants to look at
 _HEAD_BYTES = 256 * 1024
 _KNOWN_HEADS = 512
+_COST = b"x-paceline-cost-usd"  # of one call, as the gateway states it
 _CACHE_WORD = re.compile(rb"\b(hit|miss|join)\b", re.IGNORECASE)
 
 
@@ -38,7 +40,7 @@ class Heads:
     def learn(self, data: bytes, answer: "Answer") -> None:
         """Remember the head of an answer that came in one piece, if the short way would have read it the same."""
         end = data.find(b"\r\n\r\n")
-        fits = answer.has_length and answer.reusable and not answer.streams and answer.interim == 0
+        fits = answer.has_length and answer.reusable and not answer.wants_full_record and answer.interim == 0
         if fits and len(data) == end + 4 + answer.body_bytes:
             if len(self.known) >= _KNOWN_HEADS:
                 self.known.clear()
@@ -66,12 +68,15 @@ class Answer:
         "body_bytes",
         "cache",
         "complete",
+        "cost_usd",
         "first_byte_s",
+        "first_token_s",
         "gaps_s",
         "has_length",
         "headers",
         "interim",
         "is_framed",
+        "output_tokens",
         "reusable",
         "status",
         "streams",
@@ -80,6 +85,9 @@ class Answer:
     def __init__(self, cache_names: Sequence[bytes], *, no_body: bool, keep: bool) -> None:
         self.status = self.body_bytes = self.cache = self.interim = 0
         self.first_byte_s = math.nan
+        self.first_token_s: float | None = None
+        self.output_tokens: int | None = None
+        self.cost_usd: float | None = None
         self.gaps_s: list[float] = []
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] | None = [] if keep else None
@@ -93,6 +101,11 @@ class Answer:
         self._received_bytes = 0
         self._now_s = 0.0
         self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def wants_full_record(self) -> bool:
+        """True when it says more than a row holds: it streamed, or stated what it cost."""
+        return self.streams or bool(self.cost_usd)
 
     def feed(self, data: bytes, now_s: float) -> None:
         """The next bytes, received at `now_s`. ValueError: what came is not an answer to one request."""
@@ -136,6 +149,8 @@ class Answer:
             self.is_framed = True
         elif name in self._cache_names:
             self._caches[name] = value
+        elif name == _COST:
+            self.cost_usd = _number(value)
 
     def on_headers_complete(self) -> None:  # noqa: D102
         status = self._parser.get_status_code()
@@ -166,9 +181,14 @@ class Answer:
         for event in self._events.feed(data):
             if event == b"[DONE]":
                 continue
-            if self._last_event_s is not None:
-                self.gaps_s.append(now_s - self._last_event_s)
-            self._last_event_s = now_s
+            if carries_tokens(event):
+                if self._last_event_s is None:
+                    self.first_token_s = now_s
+                else:
+                    self.gaps_s.append(now_s - self._last_event_s)
+                self._last_event_s = now_s
+            elif (stated := stated_tokens(event)) is not None:
+                self.output_tokens = stated
 
     def on_message_complete(self) -> None:  # noqa: D102
         if not self._in_head:
@@ -181,3 +201,11 @@ class Answer:
                 word = _CACHE_WORD.search(self._caches[name])
                 return CACHES.index(word[1].decode().lower()) if word else 0
         return 0
+
+
+def _number(value: bytes) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None

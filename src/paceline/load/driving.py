@@ -27,7 +27,7 @@ from paceline.load.source import Drawn, Share, Source, source_of
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
-from paceline.store.folder import RunFolder
+from paceline.store.folder import RunFolder, open_run
 from paceline.store.rows import CACHES, ERRORS, ROW, RowsHeader, decode_rows
 
 INTERRUPTED = "interrupted"
@@ -75,8 +75,10 @@ class Driving:
         self._timeout_s = scenario.timeout_s / speed
         self._think_s = scenario.think_s / speed
         self._pacer: Pacer | None = None
+        self._fired_s = 0.0  # when the last arrival was sent
         self._due_s: Sequence[float] = ()  # on time.monotonic()
         self._source: Source = Drawn(iter(()))
+        self._total = 0
         self._index, self._step = self.share.part, self.share.of
         self._beat_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -112,6 +114,7 @@ class Driving:
                 msg = f"scenario {scenario.name!r} sends no request: its duration_s is too short for its rate_per_s"
                 raise ConfigError(msg)
             self._offsets_s = due[share.part :: share.of]
+            self._total = len(due)  # of all processes
             self._source = source_of(scenario, len(due), share)
             warm = self._lines_for(_busiest(self._offsets_s) * self.speed)
         writer = f"load-{os.getpid()}-{time.time_ns():x}"
@@ -183,6 +186,7 @@ class Driving:
         self._pacer = Pacer(self._due_s, self._guarded(self._join if is_closed else self._arrive))
         self._beat(time.monotonic(), 0)
         self._sweep()
+        self._end_if_over()  # a share may be empty
 
     def stop(self, reason: str) -> None:
         """Send nothing more; what is in flight goes on."""
@@ -191,6 +195,15 @@ class Driving:
         if self._pacer is not None:
             self._pacer.stop()
         self._end_if_over()
+
+    def stop_soon(self, reason: str) -> None:
+        """Send nothing more, and end when what is in flight has had 2 s."""
+        self.stop(reason)
+        self._loop.call_later(_GRACE_S, self._end)
+
+    def _end(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
 
     async def close(self) -> None:
         """End timers, connections and what is still in flight; write the last records."""
@@ -221,7 +234,8 @@ class Driving:
     # --- sending -------------------------------------------------------------------------------------------------
 
     def _arrive(self, _index: int, due_s: float) -> None:
-        self.health.late(_monotonic() - due_s)
+        self._fired_s = _monotonic()
+        self.health.late(self._fired_s - due_s)
         body = self._next(-1)
         if body is None:
             self.stop("the source of requests ran dry")
@@ -276,7 +290,7 @@ class Driving:
         answer = line.answer
         if line.encoded.wants_answer:
             self._judge(line, answer)
-        if answer is None or not (answer.gaps_s or line.error == CHECK):
+        if answer is None or not (answer.wants_full_record or line.error == CHECK):
             self._append(
                 _pack(
                     line.intended_s,
@@ -368,6 +382,9 @@ class Driving:
             user=None if line.user < 0 else line.user,
             failed_check=self._failed_check if line.error == CHECK else None,
             gaps_s=answer.gaps_s,
+            first_token_s=None if answer.first_token_s is None else answer.first_token_s - zero_s,
+            output_tokens=answer.output_tokens,
+            cost_usd=answer.cost_usd,
         )
         self._full.append(request)
         self.latencies.record(line.ended_s - line.intended_s)
@@ -397,8 +414,8 @@ class Driving:
             over = self._users <= 0 or (self._stopping and self.sent == self.done)
         else:
             over = self.sent == self.done and (self._stopping or self.sent == len(self._due_s))
-        if over and not self._finished.done():
-            self._finished.set_result(None)
+        if over:
+            self._end()
 
     # --- beside --------------------------------------------------------------------------------------------------
 
@@ -495,7 +512,7 @@ class Driving:
             scenario=scenario.name,
             elapsed_s=max(0.0, now_s - self._start_s) * self.speed,
             duration_s=scenario.duration_s,
-            requests=scenario.requests if scenario.model == CLOSED else len(self._due_s),
+            requests=scenario.requests if scenario.model == CLOSED else self._total,
             sent=self.sent,
             done=self.done,
             errors=self.errors,
@@ -504,9 +521,18 @@ class Driving:
             p95_s=None if p95_s is None else p95_s * self.speed,
         )
 
+    def _achieved(self) -> tuple[float, float] | None:
+        """Arrivals per wall second that were sent and that were asked for; None for users and for a single arrival."""
+        if self.scenario.model == CLOSED or self.sent < 2:
+            return None
+        first_s, gaps = self._due_s[0], self.sent - 1
+        asked_s = self._due_s[gaps] - first_s
+        return (gaps / max(self._fired_s - first_s, asked_s), gaps / asked_s) if asked_s > 0 else None
+
     def info(self) -> ScenarioInfo:
         """What was driven, for run.json."""
         scenario, speed = self.scenario, self.speed
+        achieved = self._achieved()
         return ScenarioInfo(
             name=scenario.name,
             model=scenario.model,
@@ -521,13 +547,21 @@ class Driving:
             timeout_s=scenario.timeout_s,
             started_s=(self._start_s - self._zero_s) * speed,
             ended_s=(self._end_s - self._zero_s) * speed,
-            lag_p50_s=self.health.lag_s(0.5),
-            lag_p99_s=self.health.lag_s(0.99),
+            lag_p50_s=self.health.lag.quantile(0.5),
+            lag_p99_s=self.health.lag.quantile(0.99),
+            lag_max_s=self.health.lag.max_s if self.health.lag.count else None,
+            achieved_rate_per_s=None if achieved is None else achieved[0] / speed,
             generator_cpu_ratio=self.health.cpu_ratio,
-            trouble=self.health.trouble(self.latencies.quantile(0.5)),
+            trouble=self.health.trouble(self.latencies.quantile(0.5), achieved),
             failed_checks=dict(getattr(self._source, "failed", {})),
             stopped=self.stopped,
         )
+
+
+def add_info(run: RunFolder, info: ScenarioInfo) -> None:
+    """Put it into run.json; read again first, because the process that records the service writes it too."""
+    others = [s for s in open_run(run.path, salvage=True).info.scenarios if s.name != info.name]
+    run.update(scenarios=[*others, info])
 
 
 def _busiest(due_s: Sequence[float]) -> int:

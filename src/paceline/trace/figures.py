@@ -121,9 +121,10 @@ def _streams(requests: list[Request]) -> dict[str, Value]:
 def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
     """Money, calls and hidden failures per request; without spans, the money that answers stated if all did."""
     if not any(t.spans for t in traces):
-        stated = [t.request.cost_usd for t in traces if t.request is not None and t.request.ok]
+        stated = [0.0 if r.cache in SAVED else r.cost_usd for t in traces if (r := t.request) is not None and r.ok]
         given = [cost for cost in stated if cost is not None]
-        whole = bool(given) and len(given) == len(stated)  # what failed and states nothing was not billed
+        states = any(t.request is not None and t.request.cost_usd is not None for t in traces)
+        whole = states and len(given) == len(stated)  # what failed and states nothing was not billed
         return {"cost_per_1000_usd": math.fsum(given) / len(traces) * 1000} if whole else {}
     calls = [c for t in traces for c in t.calls if c.to_provider]
     costs = [c.cost_usd for c in calls]

@@ -127,6 +127,11 @@ def unreachable(address: Address, error: Exception) -> ServiceError:
     match error:
         case socket.gaierror():
             return ServiceError(f"cannot resolve the host name {address.host!r} of {address.url}: check its spelling")
+        case ssl.SSLCertVerificationError():
+            return ServiceError(
+                f"the certificate of {where} is not to be trusted: {error.verify_message}. "
+                "--insecure sends requests all the same"
+            )
         case ssl.SSLError():
             return ServiceError(f"cannot agree on TLS with {where}: {error.reason or error}")
         case ConnectionRefusedError():

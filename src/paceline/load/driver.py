@@ -4,11 +4,12 @@ import ssl
 from collections.abc import Callable
 
 from paceline.load.address import Address
-from paceline.load.driving import INTERRUPTED, Driving
+from paceline.load.driving import INTERRUPTED, Driving, add_info
 from paceline.load.scenario import Scenario
 from paceline.load.snapshot import Snapshot
+from paceline.load.workers import drive_together
 from paceline.model.run import ScenarioInfo
-from paceline.store.folder import RunFolder, disk_errors, open_run
+from paceline.store.folder import RunFolder, disk_errors
 
 __all__ = ["INTERRUPTED", "Snapshot", "drive"]
 
@@ -21,6 +22,7 @@ async def drive(
     speed: float | None = None,
     progress: Callable[[Snapshot], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    processes: int | None = None,
 ) -> ScenarioInfo:
     """Drive one scenario; write its requests to the run, add its ScenarioInfo to run.json and return it.
 
@@ -34,6 +36,7 @@ async def drive(
         speed: Times faster than real; None takes the run's.
         progress: Called four times a second and at the end.
         tls: For https, instead of the system's default context.
+        processes: That share the work; None takes the scenario's. Above 1, `tls` must not hold a client certificate.
 
     Raises:
         ServiceError: the target cannot be reached at all. ConfigError, InputError: something in the scenario or its
@@ -41,6 +44,9 @@ async def drive(
         CancelledError: sending stopped, what was in flight got 2 s, everything is recorded and `stopped` is set.
     """
     speed = run.info.speed if speed is None else speed
+    processes = scenario.processes if processes is None else processes
+    if processes > 1:
+        return await drive_together(scenario, base_url, run, processes, speed=speed, progress=progress, tls=tls)
     address = Address.parse(base_url, tls)
     with disk_errors(run.path):
         driving = Driving(scenario, address, run, speed, progress)
@@ -53,9 +59,3 @@ async def drive(
             if driving.sent:
                 add_info(run, info)
     return info
-
-
-def add_info(run: RunFolder, info: ScenarioInfo) -> None:
-    """Put it into run.json; read again first, because the process that records the service writes it too."""
-    others = [s for s in open_run(run.path, salvage=True).info.scenarios if s.name != info.name]
-    run.update(scenarios=[*others, info])

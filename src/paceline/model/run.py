@@ -30,7 +30,10 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ended_s: float = 0.0
     lag_p50_s: float | None = None  # generator health: how late it sent or reacted, wall seconds
     lag_p99_s: float | None = None
-    generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core
+    lag_max_s: float | None = None
+    achieved_rate_per_s: float | None = None  # what an open scenario really sent; `rate_per_s` was asked
+    generator_cpu_ratio: float | None = None  # its own CPU use, 1 = one core; of several processes the busiest
+    processes: int = 1  # that drove it
     trouble: str | None = None  # why the generator itself spoiled the measurement
     failed_checks: dict[str, int] = {}  # how often each check failed
     stopped: str | None = None  # why it ended early: "interrupted", "50 connection errors in a row"

@@ -145,11 +145,25 @@ def test_gates_that_are_met_are_fine_and_none_says_nothing(capsys: pytest.Captur
     assert capsys.readouterr() == ("", "")
 
 
+def test_goodput_is_of_the_bounds_asked_or_of_the_objectives(capsys: pytest.CaptureFixture[str]) -> None:
+    """90 of 100 succeeded, and of those 45 within half a second: every tenth, from the first, had failed."""
+    assert load_gates.judge(options("--goodput", "latency_s<0.505"), driven()) == 0
+    assert "demo: goodput 45 % of requests" in capsys.readouterr().out
+    assert load_gates.judge(options("--objective", "p95_s<0.505", "--objective", "goodput_ratio>=50%"), driven()) == 1
+    said = capsys.readouterr()
+    assert "answered with latency_s <= 0.505" in said.out
+    assert "goodput_ratio >= 50%: missed with 0.45 (n=100)" in said.err
+
+
 def test_wrong_options_are_refused_before_anything_is_sent(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    for words, says in ((["--objective", "x<1"], "unknown metric 'x'"), (["--github-summary"], "GITHUB_STEP_SUMMARY")):
+    for words, says in (
+        (["--objective", "x<1"], "unknown metric 'x'"),
+        (["--github-summary"], "GITHUB_STEP_SUMMARY"),
+        (["--goodput", "p95_s<1"], "a bound is one of"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             options(*words)
         assert exit_.value.code == 2

@@ -13,6 +13,7 @@ from paceline.trace.streaming import (
     bounds_of,
     is_good,
     output_tokens,
+    parse_bound,
     streaming_figures,
     streaming_parts,
     time_per_token_s,
@@ -109,6 +110,14 @@ def test_goodput_counts_requests_that_meet_every_bound() -> None:
 def test_objectives_on_latencies_bound_single_requests() -> None:
     asked = [parse_objective(text) for text in ("p50_s<1", "p99_s<=5", "token_gap_p99_s<0.1", "hit_ratio>0.5")]
     assert bounds_of(asked) == [Bound(measure="latency_s", limit_s=5.0), Bound(measure="max_gap_s", limit_s=0.1)]
+
+
+def test_a_bound_reads_as_it_is_said() -> None:
+    assert parse_bound("first_token_s<0.5") == Bound(measure="first_token_s", limit_s=0.5)
+    assert parse_bound(" latency_s <= 2") == Bound(measure="latency_s", limit_s=2.0)
+    for text in ("latency_s", "latency_s<soon", "latency_s>2", "latency_s<inf"):
+        with pytest.raises(ValueError, match="a bound looks like"):
+            parse_bound(text)
 
 
 def test_a_bound_on_nothing_known_is_refused() -> None:

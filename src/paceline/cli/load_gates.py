@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from paceline.model.figures import Objective
     from paceline.model.run import ScenarioInfo
     from paceline.trace.data import RunData
+    from paceline.trace.streaming import Bound
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _COLUMNS = ("scenario", "level", "objective", "measured (95 % interval)", "outcome")
@@ -29,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_objective,
         metavar="TEXT",
         help="'p95_s<2', 'should success_ratio>=99%%', 'SCENARIO: memory_verdict!=leak'; may be repeated",
+    )
+    gates.add_argument(
+        "--goodput",
+        action="append",
+        default=[],
+        type=_bound,
+        metavar="TEXT",
+        help="'first_token_s<0.5': what a request must meet to count as good (default: the objectives on latency)",
     )
     gates.add_argument("--junit", type=Path, metavar="FILE", help="write the objectives as JUnit XML")
     gates.add_argument(
@@ -50,16 +59,25 @@ def judge(
         ConfigError: the JUnit file or the summary cannot be written.
     """
     asked = [*objectives, *args.objective]
-    if not (asked or args.junit or args.github_summary):
+    if not (asked or args.goodput or args.junit or args.github_summary):
         return 0
     from paceline.load.gates import judge as judge_all
     from paceline.load.junit import junit_xml
+    from paceline.report.units import figure
     from paceline.trace.figures import figures_of
+    from paceline.trace.streaming import bounds_of
 
-    figures = {i.name: figures_of(d.requests, d.spans, d.resources, info=i) for i, d in shown}
+    bounds = args.goodput or bounds_of(asked)
+    figures = {i.name: figures_of(d.requests, d.spans, d.resources, info=i, bounds=bounds) for i, d in shown}
     gates = judge_all(asked, figures)
+    file = sys.stderr if args.json else sys.stdout
     if asked:
-        _print(gates, sys.stderr if args.json else sys.stdout)
+        _print(gates, file)
+    for name, of in figures.items():
+        if of.goodput_ratio is not None:
+            within = ", ".join(f"{bound.measure} <= {bound.limit_s:g}" for bound in bounds)
+            said = f"{figure('goodput_ratio', of.goodput_ratio)} of requests, {figure('_per_s', of.goodput_per_s)}"
+            print(f"  {name}: goodput {said}, answered with {within}", file=file)
     if args.junit:
         data = junit_xml(args.name, gates, {name: f.duration_s for name, f in figures.items()})
         _write(args.junit, data, "wb")
@@ -85,6 +103,15 @@ def _objective(text: str) -> "Objective":
 
     try:
         return parse_objective(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _bound(text: str) -> "Bound":
+    from paceline.trace.streaming import parse_bound
+
+    try:
+        return parse_bound(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

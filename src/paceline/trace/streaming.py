@@ -152,6 +152,19 @@ _BOUNDED = {  # how the name of a figure begins, and the measure of a request it
 _LATENCIES = ("mean_s", "p50_s", "p95_s", "p99_s", "max_s")
 
 
+def parse_bound(text: str) -> Bound:
+    """`first_token_s<0.5` or `latency_s <= 2`. Raises ValueError."""
+    measure, less, limit = text.partition("<")
+    try:
+        limit_s = float(limit.removeprefix("=")) if less else math.nan
+    except ValueError:
+        limit_s = math.nan
+    if not math.isfinite(limit_s):
+        msg = f"a bound looks like 'first_token_s<0.5'; got {text!r}"
+        raise ValueError(msg)
+    return Bound(measure=measure.strip(), limit_s=limit_s)
+
+
 def bounds_of(objectives: Sequence[Objective]) -> list[Bound]:
     """What objectives on latencies ask of a single request: `p95_s < 2` bounds each request's latency by 2 s.
 

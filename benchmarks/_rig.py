@@ -73,7 +73,8 @@ def prefer(*processes: psutil.Process) -> bool:
     """Schedule these before all other work on the machine, so that times are theirs. False: only root may."""
     try:
         for one in processes:
-            os.sched_setscheduler(one.pid, os.SCHED_RR, os.sched_param(1))
+            for each in [one, *one.children(recursive=True)]:
+                os.sched_setscheduler(each.pid, os.SCHED_RR, os.sched_param(1))
     except (PermissionError, AttributeError):
         return False
     return True

@@ -158,7 +158,8 @@ def memory(folder: Path, count: int) -> dict[str, Any]:
     return {
         "requests": count,
         "rss_mb_at_10_50_100_percent": rss_mb,
-        "growth_ratio": round(rss_mb[-1] / rss_mb[0], 3),
+        "growth_ratio": round(rss_mb[2] / rss_mb[0], 3),
+        "late_growth_ratio": round(rss_mb[2] / rss_mb[1], 3),
     }
 
 

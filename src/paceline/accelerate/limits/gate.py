@@ -307,7 +307,7 @@ class Gate:
             return
         tokens = permit.tokens
         permit.used(0)  # what is refused costs no tokens
-        learned.not_taken(permit.admitted_s)
+        learned.not_taken()
         is_new = self._dry.refused(permit.admitted_s, now_s)
         wait_s = signal.retry_after_s
         if wait_s is None:

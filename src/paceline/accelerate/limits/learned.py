@@ -71,7 +71,10 @@ class Learned:
         """A call passes the gate."""
         if self.bucket is not None:
             self.bucket.take(1.0)
-        self._minute.add(1, now_s)
+        minute = self._minute
+        minute.calls += 1
+        if now_s >= minute.until_s:
+            minute.turn(now_s)
         self._admitted_since += 1
         if waited:
             self._waited_since += 1
@@ -89,9 +92,9 @@ class Learned:
             self._errors += error
         self._judge(now_s)
 
-    def not_taken(self, admitted_s: float) -> None:
-        """A call admitted then was refused."""
-        self._minute.add(-1, admitted_s)
+    def not_taken(self) -> None:
+        """An admitted call was refused."""
+        self._minute.calls -= 1
 
     def refused(self, until_s: float, waited_s: float, now_s: float) -> None:
         """The provider refused again, calls sent together counted once.
@@ -227,34 +230,27 @@ class Learned:
 
 
 class _LastMinute:
-    """How many calls in the last minute, to a fraction of it."""
+    """How many calls in the last minute, to a fraction of it. Its owner counts `calls` up and asks for `turn`."""
+
+    __slots__ = ("_minute_s", "_starts", "calls", "until_s")
 
     def __init__(self, minute_s: float) -> None:
-        self._slot_s = minute_s / _SLOTS
-        self._slots: deque[list[int]] = deque()  # [number of the slot, calls]
-        self._sum = 0
+        self._minute_s = minute_s
+        self._starts: deque[tuple[float, int]] = deque()  # of slots in which there were calls: when, calls before it
+        self.calls = 0
+        self.until_s = -math.inf  # the end of the slot now
 
-    def add(self, calls: int, at_s: float) -> None:
-        """Count calls made at a time; negative: they do not count after all."""
-        slot = int(at_s / self._slot_s)
-        if self._slots and self._slots[-1][0] == slot:  # most often
-            self._slots[-1][1] += calls
-            self._sum += calls
-            return
-        if not self._slots or self._slots[-1][0] < slot:
-            self._slots.append([slot, 0])
-        for entry in reversed(self._slots):
-            if entry[0] <= slot:
-                entry[1] += calls
-                self._sum += calls
-                break
-        self._forget(slot)
+    def turn(self, now_s: float) -> None:
+        """A call came after `until_s`: a new slot begins with it."""
+        self.until_s = now_s + self._minute_s / _SLOTS
+        self._starts.append((now_s, self.calls - 1))
+        self._forget(now_s)
 
     def count(self, now_s: float) -> int:
         """Calls in the minute that ends now."""
-        self._forget(int(now_s / self._slot_s))
-        return self._sum
+        self._forget(now_s)
+        return self.calls - self._starts[0][1] if self._starts else 0
 
-    def _forget(self, slot: int) -> None:
-        while self._slots and self._slots[0][0] <= slot - _SLOTS:
-            self._sum -= self._slots.popleft()[1]
+    def _forget(self, now_s: float) -> None:
+        while self._starts and self._starts[0][0] <= now_s - self._minute_s:
+            self._starts.popleft()

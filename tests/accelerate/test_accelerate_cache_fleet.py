@@ -60,6 +60,7 @@ async def until_hit(cache: Cache, key: str) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_answers_are_shared_by_machines_with_their_age_and_tags(server: Server) -> None:
     async def main() -> None:
         now = [1_000_000.0]
@@ -162,6 +163,7 @@ def test_one_process_of_the_fleet_computes_and_the_others_take_its_answer(server
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_dead_holder_runs_out(server: Server) -> None:
     """A holder that is not heard for `lease_s` is dead; while it lives it renews."""
 
@@ -243,6 +245,7 @@ def test_what_redis_holds_besides_is_a_miss_and_no_error_to_the_caller(server: S
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_redis_down_at_the_start_costs_one_attempt_and_it_is_used_when_it_comes(tmp_path: Path) -> None:
     async def main() -> None:
         late = Server()
@@ -354,6 +357,7 @@ def test_wrong_answers_of_the_wire_are_misses(server: Server, wrong: str) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_wrong_credentials_are_a_level_that_is_down() -> None:
     async def main() -> None:
         with running("--requirepass", "right") as server:
@@ -495,6 +499,7 @@ def test_another_order_is_followed(server: Server, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_100_tenants_asking_the_same_never_cross(server: Server, tmp_path: Path) -> None:
     async def main() -> None:
         names = [f"tenant-{number}" for number in range(100)]

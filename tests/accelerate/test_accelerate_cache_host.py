@@ -295,6 +295,7 @@ async def ask_held(cache: Cache, key: Any) -> bool:
     return cache.peek(storage_key(None, key)) is not None
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_ends_fills_the_map_and_only_storing_stops(tmp_path: Path) -> None:
     """LMDB cannot reuse pages an old reader may see: MapFullError, tried again with room made, then given up."""
 

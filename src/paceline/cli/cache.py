@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     }.items():
         action = actions.add_parser(name, help=help_text)
         where = action.add_argument_group("which cache")
-        where.add_argument(
-            "--policy", type=Path, metavar="FILE", help="policy of the services (TOML or JSON)"
-        )
+        where.add_argument("--policy", type=Path, metavar="FILE", help="policy of the services (TOML or JSON)")
         where.add_argument("--host", type=Path, metavar="DIR", help="folder of the host level")
         where.add_argument("--redis", metavar="URL", help="the fleet level")
         where.add_argument("--namespace", help="of the fleet level (default: paceline)")

@@ -37,7 +37,7 @@ class FleetLevel:
         sealer: Opens what is read.
         hear: Told invalidations others made, in order, and the number of the last.
         epoch: The number of the last invalidation this machine has heard; None: it never did. Then it is told
-            EVERYTHING on connecting, because nobody knows what it missed.
+            EVERYTHING on connecting, if there have been any, because nobody knows what it missed.
     """
 
     def __init__(
@@ -369,8 +369,10 @@ class FleetLevel:
         if self._unsent:
             await self._flush()
         epoch = int(await self._client.get(self._epoch) or 0)
-        if epoch != self.epoch:
-            self._hear([EVERYTHING] if self.epoch is None else await self._since(self.epoch, epoch), epoch)
+        if self.epoch is None:
+            self._hear([EVERYTHING] if epoch else [], epoch)  # 0: nobody has ever invalidated anything
+        elif epoch != self.epoch:
+            self._hear(await self._since(self.epoch, epoch), epoch)
         self.epoch = epoch
 
     async def _since(self, epoch: int, last: int) -> list[Selection]:

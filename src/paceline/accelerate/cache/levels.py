@@ -118,6 +118,18 @@ class Levels:
         self._missed(question, self.now_s())
         return None
 
+    async def connect(self) -> bool:
+        """Make the fleet ready. False: there is none now.
+
+        Then the host too: what is put from now on must not be taken for older than what the fleet has just told.
+        """
+        ready = self.fleet is not None and await self.fleet.ready()
+        if self._untidy and self.host is not None:
+            self._untidy = False
+            await self.host.flush()
+            self.hear()
+        return ready
+
     async def look_for_other(self, question: Question, as_type: Any, newer_than_s: float) -> Found | None:
         """An answer that another caller or process has stored meanwhile. Counts as no request."""
         if self.counter[0] != self.heard:
@@ -128,7 +140,7 @@ class Levels:
             return Found(value=entry.value, level=MEMORY, age_s=now_s - entry.created_s)
         for level in self._order:
             opened = envelope = None
-            if level == FLEET and self.fleet is not None and not await self.fleet.ready():
+            if level == FLEET and not await self.connect():
                 continue
             number = self.recent.number
             if level == HOST and self.host is not None:
@@ -217,13 +229,9 @@ class Levels:
     async def _look_in_fleet(self, question: Question, as_type: Any) -> Found | None:
         fleet = self.fleet
         assert fleet is not None  # noqa: S101
-        if not await fleet.ready():
+        if not await self.connect():
             fleet.counts.misses += 1
             return None
-        if self._untidy and self.host is not None:
-            self._untidy = False
-            await self.host.flush()  # what the fleet told first: what is put from now on must not be taken for older
-            self.hear()
         number = self.recent.number
         got = await fleet.get(question.key, as_type)
         found = None

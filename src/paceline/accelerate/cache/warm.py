@@ -60,6 +60,8 @@ async def warm(cache: Cache, path: Path) -> Warmed:
                 "when asked for; a running cache writes them with paceline.accelerate.cache.export"
             )
             raise InputError(msg, path=folder)
+    levels = cache._levels  # noqa: SLF001 - of the same package
+    await levels.connect()
     stored = too_old = 0
     for line in _lines(path):
         if line.storage_key is None:
@@ -69,7 +71,6 @@ async def warm(cache: Cache, path: Path) -> Warmed:
         else:
             tags = tuple(line.tag_ids)
             question, value = Question(bytes.fromhex(line.storage_key)), decode(line.kind, line.data)
-        levels = cache._levels  # noqa: SLF001 - of the same package
         lives_s = line.ttl_s or max((getattr(cache.policy, name).ttl_s for name in cache.policy.levels), default=0.0)
         if line.created_s is not None and line.created_s + lives_s <= levels.now_s():
             too_old += 1

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from paceline.cli import load_gates
+from paceline.cli import load_cache, load_gates
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--seed", type=int, default=0, help="of the order of bodies and of random arrivals (default: 0)")
     load.add_argument("--insecure", action="store_true", help="do not check the certificate of an https target")
     load_gates.add_arguments(parser)
+    load_cache.add_arguments(parser)
     parser.add_argument("--scenario", metavar="NAME", help="DIR: only this one of its scenarios")
     parser.add_argument("--run", type=Path, dest="into", metavar="RUN", help="add to this run (one being recorded)")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where new runs go (default: {RUNS})")
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.speed is not None and not args.speed > 0:
         msg = f"--speed must be above 0; got {args.speed:g}"
         raise ConfigError(msg)
+    if args.cache_test:
+        return load_cache.run(args)
     is_url = "://" in args.target
     if not is_url and not Path(args.target).exists():
         msg = f"{args.target} is neither a URL such as http://127.0.0.1:8000/chat nor a folder with a paceline.toml"

@@ -52,6 +52,18 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     prefix: PromptPrefix | None = None  # for the watch, where it watches
 
 
+def input_tokens(asked: Asked) -> int:
+    """Estimated tokens of the prompt; reads it now where nobody needed that before."""
+    if asked.attributes:  # it was described
+        return asked.info.input_tokens
+    call = decode_object(asked.body)
+    kind = asked.info.kind
+    if call is None or kind is None:
+        return asked.info.input_tokens
+    path = asked.target.partition("?")[0]
+    return asked.dialect.describe(kind, path, call, asked.dialect.canonical(call)).input_tokens
+
+
 class AskedReader:
     """Reads calls, each as far as somebody needs it. Equal bytes asked again cost a dictionary look-up."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from paceline.accelerate.asked import Asked
+from paceline.accelerate.asked import Asked, input_tokens
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
 from paceline.accelerate.routing.taken import RouteTaken
@@ -150,7 +150,7 @@ class CallRecord:
             return None
         self.usage_estimated = True
         output = estimate_tokens(self.info.text) if self.kind == LLM else 0
-        return Usage(input_tokens=self.asked.info.input_tokens, output_tokens=output)
+        return Usage(input_tokens=input_tokens(self.asked), output_tokens=output)
 
     def _cost(self) -> float | None:
         if self.asked is None:

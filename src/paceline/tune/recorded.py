@@ -20,6 +20,7 @@ from paceline.store.spool import Spool
 
 GATEWAY_LOG = "gateway.log"
 _GATEWAY_READY_S = 20.0
+_DRAIN_S = 4.0  # of the gateway, for calls of an application that is gone
 _POLL_S = 0.02
 
 
@@ -138,7 +139,7 @@ class RecordedService:
     async def _start_gateway(self, upstream: str) -> str:
         path = self._run.path
         command = [sys.executable, "-m", "paceline", "serve", "--json", "--port", "0"]
-        command += ["--upstream", upstream, "--run", str(path.resolve())]
+        command += ["--upstream", upstream, "--run", str(path.resolve()), "--drain-s", f"{_DRAIN_S:g}"]
         if self._policy is not None:
             file = path / "policy.json"
             file.write_bytes(msgspec.json.format(msgspec.json.encode(self._policy)))

@@ -1,4 +1,4 @@
-"""Conversations, templates, variables and checks, turn by turn, without a wire."""
+"""Conversations, templates, variables and checks, turn by turn, and over a wire."""
 
 import json
 import re
@@ -8,16 +8,23 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError, InputError
 from paceline.load.checks import Checker, Verdict, at_pointer
 from paceline.load.conversation import Conversations, Filled, source_for
+from paceline.load.driver import drive
 from paceline.load.parts import Capture, Checks, Variable
 from paceline.load.scenario import Body, Scenario
 from paceline.load.templates import HeaderTemplate, JsonTemplate, PathTemplate
 from paceline.load.variables import Variables
+from paceline.model.request import Request
+from paceline.model.run import ScenarioInfo
+from paceline.store.folder import create_run
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 
 def scenario(**changes: Any) -> Scenario:
@@ -325,3 +332,56 @@ def test_an_unknown_name_is_refused_before_the_start(changes: dict[str, Any], sa
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=re.escape(says)):
         scenario(**changes)
+
+
+# --- over the wire -------------------------------------------------------------------------------------------------
+
+
+def driven(folder: Path, one: Scenario) -> tuple[list[Request], ScenarioInfo, list[HttpRequest]]:
+    """Drive it at a service with sessions: messages to a session it did not give out are 404."""
+    given: set[str] = set()
+    seen: list[HttpRequest] = []
+
+    def handler(request: HttpRequest) -> Reply:
+        seen.append(request)
+        if request.target == "/sessions":
+            given.add(f"{len(given)}")
+            return Reply(200, [], json.dumps({"id": f"{len(given) - 1}"}).encode())
+        session = request.target.split("/")[2]
+        said = b"hello" if int(session) % 2 else b"go away"
+        return Reply(200, [], said) if session in given else Reply(404)
+
+    async def work() -> tuple[list[Request], ScenarioInfo]:
+        server = await serve(handler, "127.0.0.1", 0)
+        run = create_run(folder, "t")
+        try:
+            info = await drive(one, f"http://127.0.0.1:{server.port}", run)
+        finally:
+            await server.close(grace_s=0)
+        return run.requests(), info
+
+    return *uvloop.run(work()), seen
+
+
+@pytest.mark.slow
+def test_users_converse_with_a_real_service_and_failed_checks_are_named(tmp_path: Path) -> None:
+    """Every other session says what the check forbids: those conversations end after their second turn."""
+    one = scenario(**TALK, users=4, requests=100, duration_s=None, warmup=1)
+    requests, info, seen = driven(tmp_path, one)
+    assert len(requests) == 100
+    assert len(seen) == 101
+    failed = [r for r in requests if r.error is not None]
+    assert {(r.endpoint, r.error, r.failed_check, r.status) for r in failed} == {
+        ("message", "check", 'contains "hello"', 200)
+    }
+    assert info.failed_checks == {'contains "hello"': len(failed)}
+    assert {r.endpoint for r in requests} == {"POST /sessions", "message", "DELETE /sessions/{{id}}"}
+    assert sum(r.endpoint.startswith("DELETE") for r in requests) > 10
+
+
+def test_a_scenario_ends_with_its_requests_though_users_were_to_come(tmp_path: Path) -> None:
+    requests, info, _ = driven(
+        tmp_path, Scenario(name="s", users=3, ramp_s=600, requests=2, method="GET", path="/sessions")
+    )
+    assert len(requests) == 2
+    assert info.stopped is None

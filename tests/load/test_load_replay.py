@@ -182,6 +182,8 @@ def test_a_trace_goes_over_the_wire_at_its_times_and_lengths(tmp_path: Path) -> 
     assert all(r.ok for r in requests)
     due = due_times(scenario)
     assert [r.intended_s - requests[0].intended_s for r in requests] == pytest.approx(list(due), abs=1e-5)
+    (info,) = run.info.scenarios
+    assert info.rate_per_s == pytest.approx(299 / due[-1])
     sent = Counter(estimate_tokens(content(r.body)) for r in seen)
     assert sent == Counter(row.input_tokens for row in read_trace(Trace(path=CHAT)))
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec
 
+import msgspec
+
 from paceline.errors import ConfigError
 from paceline.load.address import Address
 from paceline.load.answer import Answer, Heads
@@ -19,7 +21,7 @@ from paceline.load.health import Health
 from paceline.load.line import CHECK, CONNECTION, FINE, TIMEOUT, Line
 from paceline.load.pool import Pool, connection_limit
 from paceline.load.readiness import Readiness
-from paceline.load.scenario import CLOSED, Scenario, sequence
+from paceline.load.scenario import CLOSED, Scenario
 from paceline.load.schedule import Pacer, arrivals
 from paceline.load.shapes import Stay, stays
 from paceline.load.snapshot import Snapshot
@@ -86,7 +88,7 @@ class Driving:
         self._expected_s = _EXPECTED_S
         self._failed_check: str | None = None  # of the last answer judged
         self._failing = 0  # connection errors in a row
-        self._stopping = self._closing = False
+        self._stopping = self._closing = self._dry = False
         self._recent: deque[tuple[float, int]] = deque(maxlen=9)  # snapshots of two seconds
         self._on_turn = self._guarded(self._turn)
         self._unread: list[bytes] = []  # rows written, not in `latencies` yet
@@ -138,8 +140,9 @@ class Driving:
 
     async def _warm_up(self) -> None:
         """Send `warmup` requests, one after the other, not recorded; they say how long an answer takes."""
-        bodies = sequence(self.scenario, self.scenario.warmup)
-        for body in bodies:
+        count = self.scenario.warmup
+        source = source_of(msgspec.structs.replace(self.scenario, requests=count), count, Share()) if count else None
+        while source is not None and (body := source.next(-1)) is not None:
             line = self._pool.idle_line()
             if line is None:
                 await self._pool.warm(1)
@@ -259,6 +262,7 @@ class Driving:
         body = None
         if free_s < self._stops_s[user] and not self._stopping:
             body = self._next(user)
+            self._dry = body is None  # users yet to come would find nothing to send
         if body is None:
             if line is not None:
                 self._pool.release(line)
@@ -411,7 +415,7 @@ class Driving:
 
     def _end_if_over(self) -> None:
         if self.scenario.model == CLOSED:
-            over = self._users <= 0 or (self._stopping and self.sent == self.done)
+            over = self._users <= 0 or ((self._stopping or self._dry) and self.sent == self.done)
         else:
             over = self.sent == self.done and (self._stopping or self.sent == len(self._due_s))
         if over:
@@ -539,7 +543,7 @@ class Driving:
             users=scenario.users,
             ramp_s=scenario.ramp_s,
             think_s=scenario.think_s,
-            rate_per_s=scenario.rate_per_s,
+            rate_per_s=scenario.rate_per_s or (None if achieved is None else achieved[1] / speed),  # a replay's
             arrivals=scenario.arrivals,
             cv=scenario.cv,
             requests=self.done,

@@ -7,7 +7,8 @@ the upstream in the same moment. The upstream waits before its first event and s
 what is left of the time to the first event is the way there and back. `added` is its quantile through the gateway less
 that of the twins. CPU is user + system of the gateway while the streams were measured, for each event it passed.
 Load and upstream share the first core, the gateway has the last one, before other work where root allows it; `starved`
-is the share of the time the gateway was ready and had no core. The policy is none, metrics and cost are on.
+is the share of the time the gateway was ready and had no core. The policy is none, metrics and cost are on. `bare` is
+our server with our client and nothing in between.
 """
 
 import argparse
@@ -28,7 +29,9 @@ import uvloop
 from benchmarks._rig import Target, announced, call, cores, cpu_s, machine, pin, prefer, starved_s
 from benchmarks.gateway import PASSING, gateway
 from paceline.stats.quantiles import quantiles
-from paceline.wire.client import Connection, connect
+from paceline.wire.client import Connection, HttpClient, connect
+from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.server import serve
 
 STREAMS, EVENTS = 1000, 20
 TWIN = 5  # every n-th stream has one
@@ -131,13 +134,31 @@ def ways(through: list[float], straight: list[float]) -> dict[str, float]:
     return figures
 
 
+async def be_bare(upstream: int) -> None:
+    """Our server passing everything on with our client."""
+    client = HttpClient(f"http://127.0.0.1:{upstream}")
+
+    async def pass_on(request: HttpRequest) -> Reply:
+        headers = [header for header in request.headers if header[0] not in (b"host", b"content-length")]
+        reply = await client.request(request.method, request.target, headers, request.body)
+        return Reply(reply.status, [(b"content-type", b"text/event-stream")], reply)
+
+    server = await serve(pass_on, "127.0.0.1", 0)
+    print(json.dumps({"port": server.port}), flush=True)
+    await asyncio.Event().wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object (also the default)")
     parser.add_argument("--quick", action="store_true", help="one lifetime, one repetition")
     parser.add_argument("--gap-s", type=float, default=0.5, help="between the events of a stream (0.5)")
+    parser.add_argument("--bare", type=int, metavar="UPSTREAM", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    load, _ = cores()
+    if args.bare:
+        uvloop.run(be_bare(args.bare))
+        return
+    load, tested = cores()
     pin(load)
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,13 +168,16 @@ def main() -> None:
         pace = [sys.executable, "-m", "benchmarks._upstream", str(EVENTS), str(args.gap_s)]
         upstream: Target = stack.enter_context(announced(pace, load))
         process, port = stack.enter_context(gateway(Path(temporary), upstream[1], PASSING))
-        preferred = prefer(psutil.Process(), upstream[0], process)
+        bare = [sys.executable, "-m", "benchmarks.stream", "--bare", str(upstream[1])]
+        bare_process, bare_port = stack.enter_context(announced(bare, tested))
+        preferred = prefer(psutil.Process(), upstream[0], process, bare_process)
         runs = [uvloop.run(offer(port, upstream[1], args.gap_s, lifetimes, process)) for _ in range(repetitions)]
+        least = uvloop.run(offer(bare_port, upstream[1], args.gap_s, lifetimes, bare_process))
         rss_mb = round(process.memory_info().rss / 1e6, 1)
     # A neighbour on a shared machine only ever makes it worse: the best run counts, all are given.
     best = min(runs, key=lambda run: run["added_first_token_p99_ms"])
     result = {"benchmark": "stream", "machine": machine(), "preferred": preferred, "gap_s": args.gap_s}
-    print(json.dumps({**result, **best, "rss_mb": rss_mb, "runs": runs}))
+    print(json.dumps({**result, **best, "rss_mb": rss_mb, "bare": least, "runs": runs}))
 
 
 if __name__ == "__main__":

@@ -68,10 +68,10 @@ async def filled(cache: Cache, value: Any = VALUE) -> Cache:
     return cache
 
 
-def hits(cache: Cache, **more: Any) -> Callable[[], Awaitable[None]]:
+def hits(cache: Cache) -> Callable[[], Awaitable[None]]:
     async def asked() -> None:
         for key in KEYS:
-            await cache.get_or_compute(key, make, ttl_s=3_600.0, tags=("profiles",), **more)
+            await cache.get_or_compute(key, make, ttl_s=3_600.0, tags=("profiles",))
 
     return asked
 
@@ -87,6 +87,10 @@ async def memory(rounds: int) -> dict[str, float]:
         reply = StoredReply(headers=[], pieces=[VALUE.encode()], stream=False)
         for digest in digests:
             cache.put(digest, reply)
+
+        async def of_tenant() -> None:
+            for key in KEYS:
+                await cache.get_or_compute(key, make, ttl_s=3_600.0, tags=("profiles",), tenant="acme")
 
         async def by_tuple() -> None:
             for key in tuples:
@@ -105,7 +109,7 @@ async def memory(rounds: int) -> dict[str, float]:
 
         result = {
             "hit_us": await best_us(hits(cache), 50, rounds),
-            "hit_of_tenant_us": await best_us(hits(cache, tenant="acme"), 50, rounds),
+            "hit_of_tenant_us": await best_us(of_tenant, 50, rounds),
             "hit_by_tuple_us": await best_us(by_tuple, 50, rounds),
             "peek_us": await best_us(peeked, 50, rounds),
             "awaiting_nothing_us": await best_us(nothing, 50, rounds),
@@ -323,7 +327,7 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has aiocache, cashews and diskcache")
     args = parser.parse_args()
     default = HERE.parent / ".venv-peers" / "bin" / "python"
-    peers = args.peers or (str(default) if default.exists() else None)
+    peers = shutil.which(args.peers or default)
     rounds, redis_rounds = (400, 15) if args.quick else (4_000, 60)
     result = asyncio.run(measure(rounds, redis_rounds, peers))
     result["budgets"] = figures(result)

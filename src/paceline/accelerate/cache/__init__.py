@@ -10,7 +10,6 @@ from .cache import Cache
 from .keys import storage_key
 from .lease import Lease
 from .levels import Found
-from .memory import MemoryCache
 from .policy import CachePolicy, FleetPolicy, HostPolicy, MemoryPolicy
 from .recurrence import Advice
 from .reply import StoredReply
@@ -27,7 +26,6 @@ __all__ = [
     "HostPolicy",
     "Lease",
     "LevelStatistics",
-    "MemoryCache",
     "MemoryPolicy",
     "Statistics",
     "StoredReply",

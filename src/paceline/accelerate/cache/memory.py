@@ -1,12 +1,10 @@
 """The memory level: this process's own objects, least recently used out first, within a budget of bytes."""
 
 import math
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from .reply import StoredReply
 from .selection import Selection
 
 ENTRY_BYTES = 800  # what Python spends on an entry besides its value: slots, two dictionary places, key, times
@@ -152,44 +150,3 @@ def _name_bytes(name: object) -> int:
     if isinstance(name, str | bytes):
         return 2 * len(name)
     return 64 + sum(_name_bytes(part) for part in name) if isinstance(name, tuple) else 0
-
-
-class MemoryCache:
-    """Replies in memory by key, each at most `ttl_s`: the memory level alone. Not for several threads."""
-
-    def __init__(self, max_bytes: int, ttl_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
-        self.max_bytes = max_bytes
-        self.ttl_s = ttl_s
-        self._now_s = now_s
-        self._level = MemoryLevel(max_bytes)
-
-    def __len__(self) -> int:
-        return len(self._level)
-
-    @property
-    def used_bytes(self) -> int:
-        """What it holds, about."""
-        return self._level.used_bytes
-
-    @property
-    def evicted(self) -> int:
-        """How many left for want of space."""
-        return self._level.evicted
-
-    def get(self, key: bytes) -> StoredReply | None:
-        """The reply stored under `key`, unless it is too old."""
-        entry = self._level.entries.get(key)
-        if entry is None:
-            return None
-        if entry.expires_s <= self._now_s():
-            self._level.drop(entry)
-            return None
-        self._level.entries.move_to_end(key)
-        reply: StoredReply = entry.value
-        return reply
-
-    def put(self, key: bytes, reply: StoredReply) -> None:
-        """Store a reply, pushing out the least recently used; one larger than the whole cache is not kept."""
-        now_s = self._now_s()
-        end_s = now_s + self.ttl_s
-        self._level.put(Entry(key, reply, reply.size_bytes, created_s=now_s, expires_s=end_s, dead_s=end_s))

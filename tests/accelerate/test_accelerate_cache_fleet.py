@@ -571,3 +571,21 @@ def test_the_breaker_lets_one_trial_through_and_waits_longer_each_time() -> None
 def test_a_wrong_url_is_said_at_once() -> None:
     with pytest.raises(ConfigError, match=r"cache\.fleet\.url is wrong"):
         Cache(policy("redis://host:notaport/0"))
+
+
+def test_a_lease_is_given_back_after_its_answer_is_stored(server: Server) -> None:
+    """Who waits must find the answer, not a free lease, though the engine does not wait for the write."""
+
+    async def main() -> None:
+        async with Cache(policy(server.url)) as one, Cache(policy(server.url)) as two:
+            lease = await one.lease(KEY)
+            assert lease is not None
+            waiting = asyncio.ensure_future(two.wait_for(KEY, asyncio.get_running_loop().time() + 10.0))
+            await asyncio.sleep(0.01)
+            one.put(KEY, "answer" * 50_000, lease=lease)
+            lease.release()
+            found = await waiting
+            assert found is not None
+            assert found.level == "fleet"
+
+    asyncio.run(main())

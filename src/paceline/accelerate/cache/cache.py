@@ -501,7 +501,7 @@ class Cache:
             raise
         self._computed += 1
         self._refreshed += background
-        value, write = self._levels.store(
+        value, _ = self._levels.store(
             question,
             value,
             ttl_s=ttl_s,
@@ -511,7 +511,7 @@ class Cache:
             copy=copy,
             lease=lease,
         )
-        lease.release(write if isinstance(write, asyncio.Task) else None)
+        lease.release()
         return value
 
     def _forget_flights(self, selection: Selection) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +30,7 @@ class Lease:
         "host_number",
         "key",
         "number",
+        "write",
     )
 
     def __init__(self, key: bytes, done: Callable[["Lease"], None]) -> None:
@@ -43,6 +44,7 @@ class Lease:
         self._token = b""
         self._renewal: asyncio.Task[None] | None = None
         self._over = False
+        self.write: Awaitable[None] | None = None  # of its answer to the fleet
 
     @property
     def is_shared(self) -> bool:
@@ -68,8 +70,8 @@ class Lease:
             self._renewal = asyncio.get_running_loop().create_task(self._renew(fleet))
         return taken
 
-    def release(self, after: asyncio.Task[None] | None = None) -> None:
-        """Let others in, once what was put is stored (`after`: the write to the fleet). Once; then nothing."""
+    def release(self) -> None:
+        """Let others in, once what was put under it is stored. Once; then nothing."""
         if self._over:
             return
         self._over = True
@@ -78,7 +80,7 @@ class Lease:
         if self._fleet is not None and self._renewal is not None:
             self._renewal.cancel()
             loop = asyncio.get_running_loop()
-            self._fleet.keep(loop.create_task(self._give_back(self._fleet, after)))
+            self._fleet.keep(loop.create_task(self._give_back(self._fleet)))
         self.done(self)
 
     def __enter__(self) -> Self:
@@ -94,7 +96,7 @@ class Lease:
             await asyncio.sleep(fleet.policy.lease_s / 3)
             await fleet.renew(self.key, self._token)
 
-    async def _give_back(self, fleet: FleetLevel, after: asyncio.Task[None] | None) -> None:
-        if after is not None:
-            await asyncio.wait([after])
+    async def _give_back(self, fleet: FleetLevel) -> None:
+        if isinstance(self.write, asyncio.Task):
+            await asyncio.wait([self.write])
         await fleet.release(self.key, self._token)

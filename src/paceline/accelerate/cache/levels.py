@@ -335,7 +335,10 @@ class Levels:
             return value, None
         epoch = lease.epoch if lease is not None and lease.epoch is not None else self.fleet.epoch
         life_s = self._dead_s(FLEET, opened, now_s) - now_s
-        return value, self.fleet.put(question.key, envelope, life_s, tags, epoch)
+        write = self.fleet.put(question.key, envelope, life_s, tags, epoch)
+        if lease is not None:
+            lease.write = write
+        return value, write
 
     def _dead_s(self, level: str, opened: Opened, now_s: float) -> float:
         is_last = level == self._last or opened.ttl_s > 0

@@ -117,6 +117,21 @@ def test_when_every_request_fails_the_exit_code_says_so(
         (["http://x/", "--users", "1", "--requests", "1", "--speed", "0"], 2, "--speed must be above 0"),
         (["http://x/", "--users", "1", "--requests", "1", "--run", "none"], 3, "none is not a run"),
         ([".", "--run", "x"], 2, "--run goes with a URL"),
+        ([], 2, "say where to"),
+        ([".", "--users", "1"], 2, "--users goes with a URL"),
+        (["http://x/", "--users", "1", "--preset", "burst"], 2, "--users and --preset exclude each other"),
+        (["http://x/", "--preset", "burst", "--duration", "5"], 2, "--preset and --duration exclude each other"),
+        (["http://x/", "--rate", "1", "--ramp", "5"], 2, "--rate and --ramp exclude each other"),
+        (["http://x/", "--preset", "stress"], 2, "no preset 'stress'; there are: concurrent"),
+        (["http://x/", "--stage", "ramp:many:5"], 2, "--stage must look like ramp:100:60"),
+        (["http://x/", "--stage", "wave:10:5"], 2, "kind must be one of hold, ramp, burst"),
+        (["http://x/", "--stage", "hold:5:5", "--stage", "hold:5/s:5"], 2, "closed scenario have to_users"),
+        (["http://x/", "--replay", "none.csv", "--window", "5"], 2, "--window must look like 600:120"),
+        (["http://x/", "--find-knee", "5"], 2, "say what must be kept"),
+        (["http://x/", "--find-knee", "5", "--objective", "p95_s<1", "--run", "r"], 2, "--run and --find-knee exclude"),
+        (["http://x/", "--file", "none.toml"], 2, "cannot read the scenario file"),
+        (["http://x/", "--file", "none.toml", "--bodies", "x"], 2, "--file and --bodies exclude each other"),
+        (["--openapi", "api.json"], 2, "--openapi FILE and --out DIR go together"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -158,6 +173,79 @@ def test_a_generator_that_was_the_bottleneck_is_exit_4_with_results(
     assert "load generator was up to" in said.err
     assert "p95" in said.out
     assert len(open_run(only_run(tmp_path)).requests()) == 5
+
+
+def test_presets_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load(tmp_path, "--presets") == 0
+    assert "burst       500 users, 50 started a second, 2 min" in capsys.readouterr().out
+    assert load(tmp_path, "--presets", "--json") == 0
+    assert "soak" in json.loads(capsys.readouterr().out)
+
+
+def test_a_shape_goes_through_its_stages(tmp_path: Path, url: str) -> None:
+    assert load(tmp_path, url, "--stage", "ramp:400/s:0.1", "--stage", "hold:400/s:0.1") == 0
+    run = open_run(only_run(tmp_path))
+    at_s = [r.intended_s - run.info.scenarios[0].started_s for r in run.requests()]
+    assert len(at_s) == 60
+    assert sum(t < 0.1 for t in at_s) == pytest.approx(20, abs=1)
+
+
+def test_the_cache_preset_shows_cold_and_warm_apart(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = tmp_path / "bodies.jsonl"
+    bodies.write_text("".join(f'{{"q": {i}}}\n' for i in range(20)))
+    assert load(tmp_path, url, "--preset", "cache", "--bodies", str(bodies), "--name", "c", "--json") == 0
+    cold, warm = json.loads(capsys.readouterr().out)["scenarios"]
+    assert (cold["name"], cold["figures"]["hit_ratio"]) == ("c-cold", 0)
+    assert (warm["name"], warm["figures"]["hit_ratio"]) == ("c-warm", 1)
+
+
+def test_an_answer_that_is_not_what_was_expected_is_a_named_failure(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(tmp_path, url, "--users", "1", "--requests", "4", "--expect", "fine") == 1
+    assert "4 x " in capsys.readouterr().out
+    (info,) = open_run(only_run(tmp_path)).info.scenarios
+    assert info.failed_checks == {'contains "fine"': 4}
+
+
+def test_objectives_decide_the_exit_code(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--users", "1", "--requests", "4", "--objective", "success_ratio>=99%", "--objective"]
+    assert load(tmp_path, url, *asked, "p95_s<60") == 0
+    assert load(tmp_path, url, *asked, "p95_s<0.000001") == 1
+    assert "objective p95_s < 0.000001: missed" in capsys.readouterr().err
+
+
+def test_a_trace_is_replayed(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Path(__file__).parents[1] / "data" / "traffic" / "azure_llm_2023_conv_head.csv"
+    assert load(tmp_path, url, "--replay", str(trace), "--time-scale", "100", "--window", "5:20") == 0
+    assert "replay" in capsys.readouterr().out
+    run = open_run(only_run(tmp_path))
+    assert len(run.requests()) == 38
+    assert {r.endpoint for r in run.requests()} == {"POST /"}
+
+
+def test_an_api_is_drafted_and_the_draft_driven(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    api = tmp_path / "api.json"
+    api.write_text('{"openapi": "3.0.0", "paths": {"/a/{id}": {"get": {}, "delete": {}}}}')
+    assert load(tmp_path, "--openapi", str(api), "--out", str(tmp_path / "out")) == 0
+    said = capsys.readouterr()
+    path = tmp_path / "out" / "scenario.json"
+    assert f"--file {path}" in said.out
+    assert "DELETE /a/{id} left out" in said.err
+    path.write_text(path.read_text().replace('"duration_s": 60.0', '"requests": 10'))
+    assert load(tmp_path, f"{url}/v1", "--file", str(path), "--header", "x-key: k") == 0
+    assert {r.endpoint for r in open_run(only_run(tmp_path)).requests()} == {"GET /a/1"}
+
+
+@pytest.mark.slow
+def test_the_knee_is_told_with_its_trials(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    knee = ["--find-knee", "200", "--trial", "0.1", "--most-rate", "400", "--objective", "p95_s<5"]
+    assert load(tmp_path, url, *knee) == 0
+    said = capsys.readouterr().out
+    assert "knee: at least 400/s; kept at 400/s, the highest rate to try" in said
+    assert said.count(": kept") == 2
 
 
 def test_ctrl_c_prints_and_keeps_what_there_is(tmp_path: Path, url: str) -> None:

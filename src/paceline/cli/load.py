@@ -3,69 +3,55 @@
 examples:
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --users 100 --requests 500
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --rate 10 --duration 60 --poisson
+  paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --preset burst --objective 'p95_s<2'
+  paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --find-knee 5 --objective 'p95_s<2'
   paceline load workloads/support --scenario concurrent --speed 5
 """
 
 import argparse
+import contextlib
 import shutil
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 
-from paceline.cli import load_cache, load_gates
+from paceline.cli import load_cache, load_gates, load_options
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
     from paceline.load.driver import Snapshot
+    from paceline.load.knee import Knee
     from paceline.load.scenario import Scenario
+    from paceline.model.figures import Objective
     from paceline.model.run import ScenarioInfo
     from paceline.store.folder import RunFolder
     from paceline.trace.data import RunData
 
 Work = Callable[[], Coroutine[Any, Any, None]]
-RUNS = Path(".paceline/runs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("target", metavar="URL|DIR", help="where to send requests, or a folder with a paceline.toml")
-    load = parser.add_argument_group("what to send (URL; times and rates at the provider's pace)")
-    load.add_argument("--users", type=int, metavar="N", help="closed load: this many users, one request each at a time")
-    load.add_argument("--requests", type=int, metavar="N", help="stop after this many requests")
-    load.add_argument("--rate", type=float, metavar="R", help="open load: requests per second, whoever has answered")
-    load.add_argument("--duration", type=float, metavar="S", help="stop after this many seconds")
-    load.add_argument("--poisson", action="store_true", help="random arrivals (default: evenly spaced)")
-    load.add_argument("--cv", type=float, metavar="X", help="bursty arrivals: deviation over mean of the gaps")
-    load.add_argument("--ramp", type=float, default=0.0, metavar="S", help="start the users over this time")
-    load.add_argument("--think", type=float, default=0.0, metavar="S", help="pause of a user after an answer")
-    load.add_argument("--method", help="default: POST with bodies, GET without")
-    load.add_argument("--bodies", type=Path, metavar="FILE", help="JSON lines, one request body each")
-    load.add_argument("--pick", default="sequence", help="sequence (default), uniform or zipf")
-    load.add_argument("--header", action="append", default=[], metavar="K:V", help="may be repeated")
-    load.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for one whole answer (default: 120)")
-    load.add_argument("--seed", type=int, default=0, help="of the order of bodies and of random arrivals (default: 0)")
-    load.add_argument("--insecure", action="store_true", help="do not check the certificate of an https target")
+    load_options.add_arguments(parser)
     load_gates.add_arguments(parser)
     load_cache.add_arguments(parser)
-    parser.add_argument("--scenario", metavar="NAME", help="DIR: only this one of its scenarios")
-    parser.add_argument("--run", type=Path, dest="into", metavar="RUN", help="add to this run (one being recorded)")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where new runs go (default: {RUNS})")
-    parser.add_argument("--name", default="load", help="of the run and the scenario (default: load)")
-    parser.add_argument("--speed", type=float, metavar="N", help="times faster than real (default: the run's, or 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Drive, then print; 1: nothing succeeded or an objective is missed, 4: the generator spoiled the figures."""
+    """Drive, then print; 1 when an objective failed or nothing succeeded, 4 when the generator spoiled the figures."""
     import uvloop
 
-    if args.speed is not None and not args.speed > 0:
-        msg = f"--speed must be above 0; got {args.speed:g}"
+    load_options.check(args)
+    if args.presets:
+        return _list_presets(args)
+    if args.openapi is not None:
+        return _draft(args)
+    if args.target is None:
+        msg = "say where to: a URL such as http://127.0.0.1:8000/chat, or a folder with a paceline.toml"
         raise ConfigError(msg)
     if args.cache_test:
         return load_cache.run(args)
@@ -73,93 +59,116 @@ def run(args: argparse.Namespace) -> int:
     if not is_url and not Path(args.target).exists():
         msg = f"{args.target} is neither a URL such as http://127.0.0.1:8000/chat nor a folder with a paceline.toml"
         raise ConfigError(msg)
-    folder, work = _at_url(args) if is_url else _at_application(args)
+    driving = _at_url(args) if is_url else _at_application(args)
     try:
-        uvloop.run(work())
+        uvloop.run(driving.work())
     except KeyboardInterrupt:
-        _show(folder, args)
+        _show(driving, args)
         raise
-    shown = _show(folder, args)
-    missed = load_gates.judge(args, shown)
-    return _judge(shown) or missed
+    return _judge(_show(driving, args), driving, args)
 
 
-def _at_url(args: argparse.Namespace) -> "tuple[RunFolder, Work]":
-    """The run to write and the driving of one scenario at a URL."""
+class _Driving:
+    """What is driven: the run to write, how, and what is asked of it."""
+
+    def __init__(self, folder: "RunFolder", names: "list[str] | None" = None) -> None:
+        self.folder, self.names = folder, names
+        self.objectives: list[Objective] = []
+        self.knee: Knee | None = None
+        self.work: Work
+
+
+def _list_presets(args: argparse.Namespace) -> int:
+    from paceline.load.named import PRESETS
+
+    if args.json:
+        print(msgspec.json.encode({name: entry.title for name, entry in PRESETS.items()}).decode())
+        return 0
+    for name, entry in PRESETS.items():
+        print(f"{name:12}{entry.title}")
+    return 0
+
+
+def _draft(args: argparse.Namespace) -> int:
+    from paceline.load.openapi import write_draft
+
+    path, notes = write_draft(args.openapi, args.out)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(f"wrote {path}; next: paceline load http://127.0.0.1:8000 --file {path}")
+    return 0
+
+
+def _at_url(args: argparse.Namespace) -> _Driving:
+    """Driving scenarios one after the other, or looking for the knee, at a URL."""
+    from paceline.load.address import Address
     from paceline.load.driver import drive
-    from paceline.load.pool import Address
     from paceline.load.progress import show_progress
-    from paceline.model.run import COMPLETE, PARTIAL
     from paceline.store.folder import create_run, open_run
 
-    scenario = _scenario(args)
-    parts = urlsplit(args.target)
-    base = f"{parts.scheme}://{parts.netloc}"
+    base, scenarios = load_options.scenarios_of(args)
     Address.parse(base)  # a malformed URL must not leave an empty run behind
     tls = _unchecked() if args.insecure else None
+    search = None
+    if args.find_knee is not None:
+        search = load_options.knee_search(args)
+        if args.into is not None:
+            msg = "--run and --find-knee exclude each other: every trial is a scenario of a run of its own"
+            raise ConfigError(msg)
     own = args.into is None
     folder = create_run(args.runs, args.name, speed=args.speed or 1.0, command=sys.argv) if own else open_run(args.into)
+    driving = _Driving(folder, None if own else [scenario.name for scenario in scenarios])
 
     async def work() -> None:
-        try:
+        stopped = None
+        with _kept(folder, own) as ended:
             with show_progress() as progress:
-                info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
-        except BaseException as error:  # Ctrl-C too: what was driven is kept
-            if own and folder.info.scenarios:
-                folder.finish(PARTIAL, str(error) or "interrupted")
-            elif own:
-                shutil.rmtree(folder.path)  # nothing was sent
-            raise
+                if search is not None:
+                    driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls)
+                else:
+                    for scenario in scenarios:
+                        info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
+                        stopped = stopped or info.stopped
+            ended(stopped)
+
+    driving.work = work
+    return driving
+
+
+@contextlib.contextmanager
+def _kept(folder: "RunFolder", own: bool) -> Iterator[Callable[[str | None], None]]:
+    """Finish a run of our own, whatever happens: what was driven is kept, and an empty run is not."""
+    from paceline.model.run import COMPLETE, PARTIAL
+
+    def ended(stopped: str | None) -> None:
         if own:
-            folder.finish(PARTIAL if info.stopped else COMPLETE, info.stopped)
+            folder.finish(PARTIAL if stopped else COMPLETE, stopped)
 
-    return folder, work
-
-
-def _scenario(args: argparse.Namespace) -> "Scenario":
-    """The options as a scenario. Raises ConfigError."""
-    from paceline.load.scenario import CLOSED, CONSTANT, GAMMA, OPEN, POISSON, Scenario
-
-    if args.users is not None and args.rate is not None:
-        msg = "--users and --rate exclude each other: users wait for answers, a rate does not"
-        raise ConfigError(msg)
-    if args.poisson and args.cv is not None:
-        msg = "--poisson and --cv exclude each other: Poisson arrivals have a cv of 1"
-        raise ConfigError(msg)
-    if args.users is None and args.rate is None:
-        msg = "say how much: --users N --requests N, or --rate R --duration S"
-        raise ConfigError(msg)
-    parts = urlsplit(args.target)
     try:
-        return Scenario(
-            name=args.name,
-            model=CLOSED if args.rate is None else OPEN,
-            users=args.users,
-            requests=args.requests,
-            duration_s=args.duration,
-            ramp_s=args.ramp,
-            think_s=args.think,
-            rate_per_s=args.rate,
-            arrivals=GAMMA if args.cv is not None else POISSON if args.poisson else CONSTANT,
-            cv=1.0 if args.cv is None else args.cv,
-            method=(args.method or ("POST" if args.bodies else "GET")).upper(),
-            path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-            bodies=str(args.bodies) if args.bodies else None,
-            headers=dict(_header(text) for text in args.header),
-            pick=args.pick,
-            seed=args.seed,
-            timeout_s=args.timeout,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        yield ended
+    except BaseException as error:  # Ctrl-C too
+        if own and folder.info.scenarios:
+            folder.finish(PARTIAL, str(error) or "interrupted")
+        elif own:
+            shutil.rmtree(folder.path)  # nothing was sent
+        raise
 
 
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        msg = f"--header must look like 'Name: value'; got {text!r}"
-        raise ConfigError(msg)
-    return name.strip(), value.strip()
+async def _find_knee(
+    args: argparse.Namespace,
+    scenario: "Scenario",
+    base: str,
+    folder: "RunFolder",
+    progress: "Callable[[Snapshot], None]",
+    tls: ssl.SSLContext | None,
+) -> "Knee":
+    from paceline.load.knee import driven_trials, find_knee
+
+    search = load_options.knee_search(args)
+    measure = driven_trials(
+        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls
+    )
+    return await find_knee(search, measure)
 
 
 def _unchecked() -> ssl.SSLContext:
@@ -169,8 +178,8 @@ def _unchecked() -> ssl.SSLContext:
     return context
 
 
-def _at_application(args: argparse.Namespace) -> "tuple[RunFolder, Work]":
-    """The run to write, and starting the application recorded (as tune does for its baseline) and driving it."""
+def _at_application(args: argparse.Namespace) -> _Driving:
+    """Starting the application recorded (as tune does for its baseline) and driving it."""
     from paceline.load.progress import show_progress
     from paceline.store.folder import create_run
     from paceline.tune.measure import Bench, measure, prepare
@@ -179,6 +188,7 @@ def _at_application(args: argparse.Namespace) -> "tuple[RunFolder, Work]":
     if args.into is not None:
         msg = "--run goes with a URL; load DIR starts the application itself and makes its own run"
         raise ConfigError(msg)
+    load_options.check_application(args)
     target = load_target(Path(args.target))
     scenarios = [s for s in target.scenarios if args.scenario in (None, s.name)]
     if not scenarios:
@@ -186,16 +196,18 @@ def _at_application(args: argparse.Namespace) -> "tuple[RunFolder, Work]":
         msg = f"no scenario named {args.scenario!r} in {target.path}; it has: {known}"
         raise ConfigError(msg)
     speed = args.speed or 1.0
-    folder = create_run(args.runs, target.name, speed=speed, command=sys.argv)
+    driving = _Driving(create_run(args.runs, target.name, speed=speed, command=sys.argv))
 
     async def work() -> None:
+        folder = driving.folder
         with show_progress() as progress:
             watch = _Watch(progress)
             bench = Bench(target=target, folder=folder.path, speed=speed, seed=args.seed, golden=[], watch=watch)
             await prepare(bench)
             await measure(bench, target.after(0), folder, scenarios)
 
-    return folder, work
+    driving.work = work
+    return driving
 
 
 class _Watch:
@@ -211,27 +223,52 @@ class _Watch:
     note = step
 
 
-def _show(folder: "RunFolder", args: argparse.Namespace) -> "list[tuple[ScenarioInfo, RunData]]":
-    """Print the figures of every scenario that was driven."""
+def _show(driving: _Driving, args: argparse.Namespace) -> "list[tuple[ScenarioInfo, RunData]]":
+    """Print the figures of every scenario that was driven, or the knee."""
     from paceline.cli.load_table import as_record, print_scenario
     from paceline.trace.data import RunData
 
+    folder = driving.folder
+    if not folder.path.exists():
+        return []
     data = RunData(folder.info, folder.requests(), folder.spans(), folder.resources())
-    driven = [i for i in folder.info.scenarios if args.into is None or i.name == args.name]
+    driven = [i for i in folder.info.scenarios if driving.names is None or i.name in driving.names]
     shown = [(info, data.scenario(info.name)) for info in driven if info.name in data.scenario_names]
     if args.json:
-        record = {"run": str(folder.path), "scenarios": [as_record(*scenario) for scenario in shown]}
+        record: dict[str, object] = {"run": str(folder.path)}
+        record["scenarios"] = [as_record(*scenario) for scenario in shown]
+        if driving.knee is not None:
+            record["knee"] = driving.knee
         print(msgspec.json.encode(record).decode())
         return shown
-    for scenario in shown:
+    if driving.knee is not None:
+        print_knee(driving.knee)
+    for scenario in shown if driving.knee is None else ():
         print_scenario(*scenario)
     if shown:
         print(f"recorded in {folder.path}; next: paceline diagnose {folder.path}")
     return shown
 
 
-def _judge(shown: "list[tuple[ScenarioInfo, RunData]]") -> int:
+def print_knee(knee: "Knee") -> None:
+    """Every trial on a line, then the knee."""
+    for trial in knee.trials:
+        p95 = "none answered" if trial.p95_s is None else f"p95 {trial.p95_s * 1e3:,.1f} ms"
+        said = " ".join(filter(None, [trial.missed, trial.trouble and f"({trial.trouble})"])) or "kept"
+        print(f"{trial.rate_per_s:10.4g}/s  {p95}, n={trial.requests:,}: {said}")
+    if knee.rate_per_s is None:
+        print(f"no knee: {knee.why}")
+    elif knee.above_per_s is None:
+        print(f"knee: at least {knee.rate_per_s:.4g}/s; {knee.why}")
+    else:
+        print(f"knee: between {knee.rate_per_s:.4g}/s (kept) and {knee.above_per_s:.4g}/s; {knee.why}")
+
+
+def _judge(shown: "list[tuple[ScenarioInfo, RunData]]", driving: _Driving, args: argparse.Namespace) -> int:
     """The exit code, with the reason on stderr."""
+    if driving.knee is not None:
+        return _judge_knee(driving.knee)
+    code = load_gates.judge(args, shown)
     for info, data in shown:
         failed = not any(r.ok for r in data.requests)
         if failed or info.stopped:
@@ -242,4 +279,11 @@ def _judge(shown: "list[tuple[ScenarioInfo, RunData]]") -> int:
         if info.trouble:
             msg = f"{info.trouble}: the figures show it and not only the target. Lower the load or free a core for it"
             raise MeasurementError(msg)
-    return 0
+    return code
+
+
+def _judge_knee(knee: "Knee") -> int:
+    """0: found, or none up to the highest rate asked for; 1: not even the lowest; 4: the generator was the limit."""
+    if knee.limited_by == "generator":
+        raise MeasurementError(knee.why)
+    return 1 if knee.rate_per_s is None else 0

@@ -1,6 +1,7 @@
 """The knee: the highest rate at which a target keeps its objectives, found by driving it at several rates."""
 
 import math
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -193,6 +194,7 @@ def driven_trials(
     *,
     speed: float | None = None,
     progress: Callable[[Snapshot], None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Measure:
     """What `find_knee` needs, by driving an open scenario at a target; every trial is a scenario of the run.
 
@@ -209,7 +211,7 @@ def driven_trials(
 
     async def measure(rate_per_s: float, number: int) -> Trial:
         one = trial_scenario(scenario, search, rate_per_s, number)
-        info = await drive(one, base_url, run, speed=speed, progress=progress)
+        info = await drive(one, base_url, run, speed=speed, progress=progress, tls=tls)
         requests = [r for r in run.requests(one.name) if r.intended_s >= info.started_s + search.warmup_s]
         figures = figures_of(requests, [], [])
         asked = [msgspec.structs.replace(objective, scenario=one.name) for objective in musts]

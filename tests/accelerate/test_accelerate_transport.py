@@ -1,9 +1,13 @@
 """The transports under httpx and httpx2 clients, on real sockets: what passes, what is released, what is raised."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
+import ssl
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +212,55 @@ def test_tenants_named_by_header_share_nothing() -> None:
                     await client.post(CHAT, json=CALL, headers={"x-paceline-tenant": tenant})
             assert len(server.requests) == 2
             assert b"paceline" not in b"".join(server.requests)
+
+    run(main())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for localhost, key in the same file."""
+    folder = tmp_path_factory.mktemp("tls")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    command = ["openssl", "req", "-x509", *key, *subject, "-keyout", str(folder / "key"), "-out", str(folder / "crt")]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    whole = folder / "both.pem"
+    whole.write_bytes((folder / "key").read_bytes() + (folder / "crt").read_bytes())
+    return whole
+
+
+@pytest.mark.slow
+@both_modules
+@both_policies
+def test_tls_is_checked_as_the_module_checks_it(module: Any, policy: Policy, certificate: Path) -> None:
+    """By its own roots, by a context of the user's, or not at all."""
+
+    async def main() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await reader.readuntil(b"hi")
+                writer.write(ok(COMPLETION, JSON))
+            await asyncio.sleep(0)
+            writer.close()
+
+        listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+        url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
+        for verify in (True, False, ssl.create_default_context(cafile=certificate)):
+            transport = AsyncTransport(policy, settings=TransportSettings(verify=verify))
+            async with module.AsyncClient(transport=transport) as client:
+                if verify is True:
+                    with pytest.raises(module.ConnectError, match="certificate"):
+                        await client.post(url + CHAT, json=CALL)
+                else:
+                    assert (await client.post(url + CHAT, json=CALL)).content == COMPLETION
+        listener.close()
+        await asyncio.sleep(0.01)
 
     run(main())
 

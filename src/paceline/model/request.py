@@ -54,3 +54,8 @@ class ResourceSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     cpu_s: float  # user + system CPU since the service started, whole tree, ended children included where known
     rss_bytes: int
     descriptors: int | None = None
+    sockets: int | None = None  # of the descriptors
+    disk_read_bytes: int | None = None  # from and to storage, since the service started; the page cache is not storage
+    disk_write_bytes: int | None = None
+    received_bytes: int | None = None  # of its network namespace; None where it shares ours
+    sent_bytes: int | None = None

@@ -1,10 +1,12 @@
-"""Resource sampler: memory, CPU, threads and descriptors of process trees, read from outside."""
+"""Resource sampler: memory, CPU, threads, descriptors, disk and network of process trees, read from outside."""
 
 import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -16,7 +18,16 @@ INTERVAL_S = 0.25
 MIN_INTERVAL_S = 0.05
 _RESCAN_S = 1.0  # how often new child processes are looked for; a scan reads all of /proc
 _FLUSH_S = 0.25
+_MOST_LINKS = 5_000  # descriptors of one process looked at for sockets: 2 us each
 ProcessKey = tuple[int, float]  # pid and creation time: pids are used again
+
+
+class Source(Protocol):
+    """Something with resources: a process tree, a container, an endpoint with metrics."""
+
+    def read(self, service: str, at_s: float, now_s: float) -> ResourceSample | None:
+        """A sample at `at_s` on the run's clock; None: nothing to read now. Never raises, may be slow."""
+        ...
 
 
 class TreeCpu:
@@ -43,10 +54,38 @@ class TreeCpu:
         return self.total_s
 
 
-class Tree:
-    """One process with its descendants, or alone."""
+class GrowingSum:
+    """Sums of counters over processes that come and go: never backward, what ended stays counted."""
 
-    def __init__(self, pid: int, *, alone: bool = False) -> None:
+    def __init__(self) -> None:
+        self.totals = [0, 0]
+        self._seen: dict[ProcessKey, tuple[int, int]] = {}
+
+    def update(self, readings: dict[ProcessKey, tuple[int, int]]) -> list[int]:
+        """Take in two counters of every living process; the totals so far."""
+        for key, counts in readings.items():
+            before = self._seen.get(key, (0, 0))
+            self.totals = [t + max(0, c - b) for t, c, b in zip(self.totals, counts, before, strict=True)]
+        self._seen = readings
+        return self.totals
+
+
+class Tree:
+    """One process with its descendants, or alone.
+
+    Args:
+        pid: Its root.
+        alone: Without descendants.
+        thorough: Sockets, disk and network too: more files of /proc a sample.
+
+    Raises:
+        psutil.NoSuchProcess: it is gone.
+    """
+
+    def __init__(self, pid: int, *, alone: bool = False, thorough: bool = False) -> None:
+        self._thorough = thorough
+        self._disk = GrowingSum()
+        self._sockets: int | None = None
         self._root = psutil.Process(pid)
         self._alone = alone
         self._members: list[psutil.Process] = [self._root]
@@ -59,6 +98,8 @@ class Tree:
             with contextlib.suppress(psutil.Error):
                 self._members = [self._root, *self._root.children(recursive=True)]
             self._scanned_s = now_s
+            self._sockets = sum(map(_sockets, self._members)) if self._thorough else None
+        disk: dict[ProcessKey, tuple[int, int]] = {}
         readings: dict[ProcessKey, tuple[float, float]] = {}
         rss = threads = descriptors = 0
         for process in self._members:
@@ -72,8 +113,13 @@ class Tree:
                 rss += process.memory_info().rss
                 threads += process.num_threads()
                 descriptors += process.num_fds() if hasattr(process, "num_fds") else 0
+                if self._thorough and hasattr(process, "io_counters"):
+                    counted = process.io_counters()
+                    disk[(process.pid, process.create_time())] = (counted.read_bytes, counted.write_bytes)
         if not readings:
             return None
+        read, written = self._disk.update(disk) if disk else (None, None)
+        received, sent = _network(self._root.pid) if self._thorough else (None, None)
         return ResourceSample(
             at_s=at_s,
             service=service,
@@ -82,7 +128,42 @@ class Tree:
             cpu_s=self._cpu.update(readings),
             rss_bytes=rss,
             descriptors=descriptors,
+            sockets=self._sockets,
+            disk_read_bytes=read,
+            disk_write_bytes=written,
+            received_bytes=received,
+            sent_bytes=sent,
         )
+
+
+def _sockets(process: psutil.Process) -> int:
+    """How many of its descriptors are sockets; 0 where we may not look."""
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{process.pid}/fd") as entries:
+        for place, entry in enumerate(entries):
+            if place >= _MOST_LINKS:
+                break
+            with contextlib.suppress(OSError):
+                count += str(Path(entry.path).readlink()).startswith("socket:")
+    return count
+
+
+def _network(pid: int) -> tuple[int, int] | tuple[None, None]:
+    """Bytes received and sent in the process's network namespace, loopback left out; None where it is our own."""
+    try:
+        if Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net"):
+            return None, None
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    except OSError:
+        return None, None
+    return network_bytes(lines)
+
+
+def network_bytes(lines: Iterable[str]) -> tuple[int, int]:
+    """Sums of received and sent bytes over the interfaces in lines of /proc/net/dev, loopback left out."""
+    counts = [(name.strip(), rest.split()) for name, _, rest in (line.partition(":") for line in lines)]
+    real = [fields for name, fields in counts if name != "lo" and len(fields) >= 9]
+    return sum(int(fields[0]) for fields in real), sum(int(fields[8]) for fields in real)
 
 
 class Sampler:
@@ -98,7 +179,7 @@ class Sampler:
         self._spool = spool
         self._now_s = now_s
         self._interval_s = max(MIN_INTERVAL_S, interval_s)
-        self._trees: dict[str, Tree] = {}
+        self._trees: dict[str, Source] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -107,6 +188,10 @@ class Sampler:
         """Add a process tree (`alone`: that process only). A pid that is gone already is ignored."""
         with contextlib.suppress(psutil.Error):
             self._trees[service] = Tree(pid, alone=alone)
+
+    def add(self, service: str, source: Source) -> None:
+        """Sample this source too."""
+        self._trees[service] = source
 
     def watch_self(self, service: str = "generator") -> None:
         """Add this process without its children, which have names of their own."""
@@ -135,7 +220,7 @@ class Sampler:
                 flushed_s = time.monotonic()
             next_s = max(next_s + self._interval_s, time.monotonic())
 
-    def _sample(self, trees: Iterable[tuple[str, Tree]]) -> None:
+    def _sample(self, trees: Iterable[tuple[str, Source]]) -> None:
         for service, tree in trees:
             sample = tree.read(service, self._now_s(), time.monotonic())
             if sample is not None:

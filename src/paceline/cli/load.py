@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.cli import load_cache, load_gates, load_options
+from paceline.cli import load_cache, load_gates, load_options, load_watch
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     load_options.add_arguments(parser)
     load_gates.add_arguments(parser)
+    load_watch.add_arguments(parser)
     load_cache.add_arguments(parser)
 
 
@@ -122,7 +123,7 @@ def _at_url(args: argparse.Namespace) -> _Driving:
     async def work() -> None:
         stopped = None
         with _kept(folder, own) as ended:
-            with show_progress() as progress:
+            with load_watch.watching(args, folder), show_progress() as progress:
                 if search is not None:
                     driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls)
                 else:

@@ -183,6 +183,7 @@ def test_a_consumer_that_stops_stops_the_server() -> None:
     run(main())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

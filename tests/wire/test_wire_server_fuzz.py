@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.wire.builders import raw, run, serving, until
@@ -65,6 +66,7 @@ def read(parts: list[bytes]) -> tuple[list[tuple[Any, ...]], int | None]:
     return [(r.method, r.target, tuple(r.headers), r.body, r.keep_alive, r.chunks) for r in found], status
 
 
+@pytest.mark.slow
 @given(st.lists(requests(), min_size=1, max_size=5), st.lists(st.integers(1, 60), min_size=1, max_size=5))
 def test_requests_cut_anywhere_are_the_same_requests(sent: list[bytes], cuts: list[int]) -> None:
     """One packet each, one packet for all, or any pieces: the same list of requests and no refusal."""
@@ -75,6 +77,7 @@ def test_requests_cut_anywhere_are_the_same_requests(sent: list[bytes], cuts: li
     assert read(pieces(b"".join(sent), cuts)) == (each, None)
 
 
+@pytest.mark.slow
 @given(requests(), st.lists(st.tuples(st.integers(0, 400), st.sampled_from([*PARTS, b"0", b"7", b"1"])), max_size=3))
 @example(b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nab", [(45, b"1")])
 def test_a_known_head_takes_nothing_the_parser_would_not(first: bytes, edits: list[tuple[int, bytes]]) -> None:
@@ -106,6 +109,7 @@ def test_a_head_that_comes_again_is_known() -> None:
         assert intake.known(other) is None
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(PARTS) | st.binary(max_size=6), max_size=12), st.lists(st.integers(1, 50), min_size=1))
 def test_any_bytes_give_the_same_however_they_are_cut(parts: list[bytes], cuts: list[int]) -> None:
     """Requests and refusal do not depend on the packets."""
@@ -113,6 +117,7 @@ def test_any_bytes_give_the_same_however_they_are_cut(parts: list[bytes], cuts: 
     assert read(pieces(data, cuts)) == read([data])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(PARTS) | requests() | st.binary(max_size=20), max_size=10))
 def test_a_server_survives_any_bytes(parts: list[bytes]) -> None:

@@ -2,27 +2,21 @@
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
+from paceline.accelerate.limits.answers import Answers
 from paceline.accelerate.limits.ask import Ask
-from paceline.accelerate.limits.dry import DrySpell
-from paceline.accelerate.limits.learned import Learned
-from paceline.accelerate.limits.meter import REQUESTS, TOKENS, Demand, Meter
+from paceline.accelerate.limits.meter import Demand, Meter
+from paceline.accelerate.limits.permit import Permit
 from paceline.accelerate.limits.policy import Bounds, LimitsPolicy
 from paceline.accelerate.limits.queue import Queue, Waiter
 from paceline.accelerate.limits.signals import Signal
-from paceline.accelerate.limits.told import Told
 from paceline.errors import Overloaded
 
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # after refusals that do not say how long, one after the other
 _SERVICE_WEIGHT = 0.1  # of the newest call in the mean time calls hold their slot
-_DOUBTS = 5  # refusals within `probe_s` despite known limits ...
-_DOUBTFUL = 0.03  # ... that are more than this share of the calls: then the limits are not believed
-_DOUBTED_S = 600.0  # for so long
 _ROUNDING_S = 1e-6
 _TOO_LATE = "no turn within the allowed wait"
 _SOONEST_S = 1.0  # told to those refused for want of a place, when nothing better is known
@@ -51,54 +45,6 @@ class Clocked(Protocol):
         ...
 
 
-class Permit:
-    """Leave to send one call. `leave` when it is over; everything else is to tell what happened."""
-
-    __slots__ = (
-        "_gate",
-        "_heard",
-        "_is_out",
-        "admitted_s",
-        "before",
-        "before_tokens",
-        "serial",
-        "serial_tokens",
-        "tokens",
-        "waited",
-    )
-
-    def __init__(self, gate: "Gate", tokens: int, admitted_s: float, waited: bool) -> None:
-        self._gate = gate
-        self._heard = False
-        self._is_out = False
-        self.admitted_s = admitted_s
-        self.serial = gate.admitted  # calls and tokens admitted up to this one
-        self.serial_tokens = gate.admitted_tokens
-        self.before = gate.in_flight  # when it came
-        self.before_tokens = gate.tokens_in_flight
-        self.tokens = tokens
-        self.waited = waited  # True: not admitted at once
-
-    def heard(self, signal: Signal) -> None:
-        """The provider answered: what it said about its limits. Once; more are ignored."""
-        if not self._heard:
-            self._heard = True
-            self._gate.heard(self, signal)
-
-    def used(self, tokens: int) -> None:
-        """The real number of tokens, in place of the estimate; also after `leave`."""
-        more = tokens - self.tokens
-        if more:
-            self.tokens = tokens
-            self._gate.correct(more, is_in=not self._is_out)
-
-    def leave(self) -> None:
-        """The call is over (a stream: closed). Again: nothing."""
-        if not self._is_out:
-            self._is_out = True
-            self._gate.leave(self)
-
-
 class Gate:
     """In flight never exceeds the concurrency, and what passes never the rates; those too many wait in order.
 
@@ -118,14 +64,9 @@ class Gate:
         self._owner = owner
         self._now_s = owner.now_s
         self._by_tokens = bounds.tokens is not None
-        self._held_until_s = -math.inf
-        self._dry = DrySpell()
         self._service_s: float | None = None  # mean time a call holds its slot
-        self.learned = Learned(policy.adaptive, owner.now_s()) if policy.adaptive.enabled else None
-        self._told = {REQUESTS: Told(policy.adaptive.minute_s), TOKENS: Told(policy.adaptive.minute_s)}
-        self._figures = {REQUESTS: bool(bounds.requests), TOKENS: bounds.tokens is not None}  # of user or provider
-        self._doubted_until_s = -math.inf
-        self._refusal: deque[tuple[float, int]] = deque(maxlen=_DOUBTS)  # the last ones: when, calls admitted till then
+        adaptive = policy.adaptive
+        self.answers = Answers(adaptive, bounds, meter, owner.now_s()) if adaptive.enabled else None
         self.queue: Queue[asyncio.Future[Permit]] = Queue(policy.age_s)
         self._timer: asyncio.TimerHandle | None = None
         meter.bind(self.pump, self._demand)
@@ -134,6 +75,10 @@ class Gate:
     def is_idle(self) -> bool:
         """True when nobody is in or waits, so that forgetting the gate forgets nothing but what it learned."""
         return not self.in_flight and not self.queue
+
+    @property
+    def _held_until_s(self) -> float:
+        return -math.inf if self.answers is None else self.answers.held_until_s
 
     @property
     def is_held(self) -> bool:
@@ -146,10 +91,9 @@ class Gate:
 
     def _try(self, ask: Ask, now_s: float) -> Permit | None:
         """Past those who wait. The path of every unhindered call, so written out."""
-        if self._held_until_s > now_s or (self.limit is not None and self.in_flight >= self.limit):
+        if self.limit is not None and self.in_flight >= self.limit:
             return None
-        learned = self.learned
-        if learned is not None and learned.bucket is not None and learned.bucket.wait_s(1.0, now_s) != 0.0:
+        if self.answers is not None and self.answers.wait_s(now_s) != 0.0:
             return None
         return self._admitted(ask, now_s, waited=False) if self.meter.try_take(ask.tokens, now_s) else None
 
@@ -195,20 +139,11 @@ class Gate:
             self.pump()
 
     def heard(self, permit: Permit, signal: Signal) -> None:
-        """Learn from an answer."""
-        if self.learned is None:
-            return
-        now_s = self._now_s()
-        if signal.is_refusal:
-            self._refused(permit, signal, self.learned, now_s)
-        else:
-            self._dry.taken(permit.admitted_s)
-            self._see_stated(permit, signal, now_s)
-            failed = signal.status >= 500
-            if failed and signal.retry_after_s is not None:
-                self._hold(signal.retry_after_s, now_s)
-            self.learned.taken(permit.admitted_s, now_s, error=failed)
-        self.pump()
+        """Learn from an answer, and let pass whom it frees."""
+        if self.answers is not None:
+            self.answers.heard(permit, signal, (self.admitted, self.admitted_tokens), self._now_s())
+            self._by_tokens = self._by_tokens or self.answers.states_tokens
+            self.pump()
 
     def estimate_s(self, ask: Ask, now_s: float) -> float:
         """Seconds this call would have to wait, from what is known now: rates, holds, those before it."""
@@ -216,9 +151,9 @@ class Gate:
         share = min(1.0, self.queue.ahead(ask, cost) / self.queue.cost) if self.queue.cost else 0.0
         calls = share * len(self.queue) + 1
         tokens = share * self.queue.tokens + ask.tokens
-        waits = [0.0, self._held_until_s - now_s, self.meter.drain_s(calls, tokens, now_s)]
-        if self.learned is not None and self.learned.bucket is not None:
-            waits.append(self.learned.bucket.drain_s(calls, now_s))
+        waits = [0.0, self.meter.drain_s(calls, tokens, now_s)]
+        if self.answers is not None:
+            waits.append(self.answers.drain_s(calls, now_s))
         if self.limit is not None and self._service_s is not None:
             too_many = calls - (self.limit - self.in_flight)
             waits.append(too_many * self._service_s / self.limit)
@@ -262,7 +197,7 @@ class Gate:
 
     def state(self, key: str, now_s: float) -> GateState:
         """The gate now, for metrics."""
-        per_s = math.inf if self.learned is None else self.learned.per_s
+        per_s = math.inf if self.answers is None else self.answers.learned.per_s
         return GateState(
             key=key,
             model=self.name,
@@ -294,88 +229,12 @@ class Gate:
         wait_s = wait_s if _ROUNDING_S < wait_s < math.inf else _SOONEST_S
         return Overloaded(f"{self.name}: {why}; try again in {wait_s:.3g} s", retry_after_s=wait_s)
 
-    def _hold(self, wait_s: float, now_s: float) -> float:
-        """Nobody passes for so long; the moment it ends."""
-        self._held_until_s = max(self._held_until_s, now_s + min(wait_s, self._policy.adaptive.max_hold_s))
-        return self._held_until_s
-
-    def _refused(self, permit: Permit, signal: Signal, learned: Learned, now_s: float) -> None:
-        """429: hold everybody for as long as it asks, and remember what it lacked."""
-        if signal.quota_exhausted:
-            if signal.retry_after_s is not None:
-                self._hold(signal.retry_after_s, now_s)
-            return
-        tokens = permit.tokens
-        permit.used(0)  # what is refused costs no tokens
-        learned.not_taken()
-        is_new = self._dry.refused(permit.admitted_s, now_s)
-        wait_s = signal.retry_after_s
-        if wait_s is None:
-            wait_s = _BACKOFF_S[min(self._dry.times, len(_BACKOFF_S)) - 1] * self._policy.adaptive.minute_s / 60
-        lacks_calls = signal.remaining_requests is not None and signal.remaining_requests < 1
-        lacks_tokens = signal.remaining_tokens is not None and signal.remaining_tokens < tokens
-        if self._figures[TOKENS] and not self._figures[REQUESTS]:
-            lacks_tokens = not lacks_calls  # it does not say, but this is the limit that we know of
-        if is_new:
-            self._told[TOKENS if lacks_tokens else REQUESTS].refused(permit.admitted_s, now_s)
-        self._see_stated(permit, signal, now_s)
-        until_s = self._hold(wait_s, now_s)
-        calls_left = None if lacks_tokens and not lacks_calls else 1.0
-        self.meter.not_before(until_s, calls_left, float(tokens) if lacks_tokens else None, now_s)
-        if is_new:
-            self._refusal.append((now_s, self.admitted))
-            if calls_left and not self._believes_figures(now_s):
-                seen_s = now_s - self._dry.since_s if signal.retry_after_s is None else signal.retry_after_s
-                learned.refused(until_s, seen_s, now_s)
-
-    def _believes_figures(self, now_s: float) -> bool:
-        """True while known limits explain the refusals: some come of calls that took a different time on their way."""
-        if not self._figures[REQUESTS]:
-            return False
-        since_s, admitted = self._refusal[0]
-        policy = self._policy.adaptive
-        often = len(self._refusal) == _DOUBTS and now_s - since_s < policy.probe_s
-        if often and _DOUBTFUL * (self.admitted - admitted) < _DOUBTS:
-            self._doubted_until_s = now_s + _DOUBTED_S * policy.minute_s / 60
-        return now_s >= self._doubted_until_s
-
-    def _see_stated(self, permit: Permit, signal: Signal, now_s: float) -> None:
-        """Follow the limits in the headers, and what is left of them.
-
-        The provider counted what was left, in whole units, at some moment between this call's admission and now. So at
-        most that, and what came back since, less the calls admitted later, is left; at least that, less those and all
-        that were in flight.
-        """
-        stated = (
-            (REQUESTS, signal.limit_requests, signal.remaining_requests, signal.reset_requests_s),
-            (TOKENS, signal.limit_tokens, signal.remaining_tokens, signal.reset_tokens_s),
-        )
-        since = (self.admitted - permit.serial, self.admitted_tokens - permit.serial_tokens)
-        before = (permit.before, permit.before_tokens)
-        for index, (kind, limit, remaining, reset_s) in enumerate(stated):
-            if limit is None:
-                continue
-            self._figures[kind] = True
-            self._by_tokens = self._by_tokens or kind == TOKENS
-            rate = self._told[kind].rate(limit, remaining, reset_s, now_s)
-            low, high = -math.inf, math.inf
-            if remaining is not None:
-                left = remaining - since[index]
-                low, high = left - before[index], left + 1 + rate.per_s * (now_s - permit.admitted_s)
-            self.meter.told(kind, rate, low, high, now_s)
-
     def _wait_s(self, tokens: int, now_s: float) -> float | None:
         """Seconds until a call may pass; None: not before one leaves."""
         if self.limit is not None and self.in_flight >= self.limit:
             return None
         wait_s = self.meter.wait_s(tokens, now_s)
-        if self._held_until_s > now_s + wait_s:
-            wait_s = self._held_until_s - now_s
-        if self.learned is not None and self.learned.bucket is not None:
-            learned_s = self.learned.bucket.wait_s(1.0, now_s)
-            if learned_s > wait_s:
-                return learned_s
-        return wait_s
+        return wait_s if self.answers is None else max(wait_s, self.answers.wait_s(now_s))
 
     def _admitted(self, ask: Ask, now_s: float, *, waited: bool) -> Permit:
         """Count a call that the meter has counted."""
@@ -388,9 +247,8 @@ class Gate:
             self.peak = self.in_flight
         if ask.ticket is None:
             ask.ticket = self._owner.ticket()
-        if self.learned is not None:
-            self._dry.lately += 1
-            self.learned.admitted(now_s, waited=waited)
+        if self.answers is not None:
+            self.answers.admitted(now_s, waited=waited)
         return permit
 
     def _demand(self) -> Demand:

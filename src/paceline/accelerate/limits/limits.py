@@ -7,8 +7,9 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from paceline.accelerate.limits.ask import Ask
-from paceline.accelerate.limits.gate import Gate, GateState, Permit
+from paceline.accelerate.limits.gate import Gate, GateState
 from paceline.accelerate.limits.meter import LocalMeter, Meter
+from paceline.accelerate.limits.permit import Permit
 from paceline.accelerate.limits.policy import Bounds, LimitsPolicy
 from paceline.accelerate.limits.redis_store import RedisStore
 from paceline.accelerate.limits.shared import SharedMeter, Store

@@ -372,13 +372,12 @@ def test_the_listener_hears_of_every_call_once() -> None:
         async with scripted(*PLAIN) as server:
             transport = AsyncTransport(listener=heard.append)
             async with httpx.AsyncClient(base_url=server.url, transport=transport) as client:
-                for _ in range(2):
-                    await client.post(CHAT, json=CALL)
+                await client.post(CHAT, json=CALL)
+                await client.get("/v1/models")
 
     run(main())
-    assert [(record.outcome, record.status, (record.cost_usd or 0) > 0) for record in heard] == [
-        ("bypass", 200, True)
-    ] * 2
+    told = [(record.method, record.outcome, record.status, (record.cost_usd or 0) > 0) for record in heard]
+    assert told == [("POST", "bypass", 200, True), ("GET", "bypass", 200, False)]
 
 
 # --- what is raised ------------------------------------------------------------------------------------------------
@@ -531,6 +530,19 @@ def test_failures_behind_a_proxy_are_the_modules_own_too(script: list[Any], kind
                 while state["in_flight"] + state["flights"] + state["upstream_busy"]:
                     await asyncio.sleep(0.001)
                     (state,) = transport.state().values()
+
+    run(main())
+
+
+@both_policies
+def test_a_proxy_that_is_not_there_is_a_connection_not_made(policy: Policy, dead_url: str) -> None:
+    """The exception says so, with a policy as without."""
+
+    async def main() -> None:
+        transport = AsyncTransport(policy, settings=TransportSettings(proxy=dead_url))
+        async with httpx.AsyncClient(transport=transport) as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.post("http://models.example" + CHAT, json=CALL)
 
     run(main())
 

@@ -34,14 +34,6 @@ def proxy_of(origin: Origin, settings: TransportSettings) -> str | None:
     return found if found and not proxy_bypass(host) else None
 
 
-def tls_context(binding: Binding, settings: TransportSettings) -> ssl.SSLContext:
-    """The module's own TLS settings, and so the same trusted roots."""
-    context: ssl.SSLContext = binding.module.create_ssl_context(verify=settings.verify, trust_env=settings.trust_env)
-    if context is not settings.verify:  # the caller's own context is not ours to change
-        context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
 class OwnTransports:
     """The module's own transports, made when first needed; one for each proxy. `sync` says of which kind."""
 
@@ -49,6 +41,18 @@ class OwnTransports:
         self._settings = settings
         self._sync = sync
         self._transports: dict[tuple[Binding, str | None], Any] = {}
+        self._tls: dict[Binding, ssl.SSLContext] = {}
+
+    def tls(self, binding: Binding) -> ssl.SSLContext:
+        """The module's TLS settings, and so the same trusted roots; made once, which takes milliseconds."""
+        context = self._tls.get(binding)
+        if context is None:
+            verify = self._settings.verify
+            context = binding.module.create_ssl_context(verify=verify, trust_env=self._settings.trust_env)
+            if context is not verify:  # the caller's own is not ours to change
+                context.set_alpn_protocols(["http/1.1"])
+            self._tls[binding] = context
+        return context
 
     def for_request(self, binding: Binding, request: Any) -> Any:
         """The transport that sends this request; our own headers are taken off it."""
@@ -102,6 +106,7 @@ class BridgeClient(HttpClient):
         timeouts = Timeouts(first_byte_s=FOREVER_S, silence_s=FOREVER_S)  # each caller keeps its own time
         super().__init__(base_url, timeouts=timeouts, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # neither is used
         self.under_way = 0
+        self.failures: type[Exception] = binding.module.TransportError
         self._binding = binding
         self._transport = transport
 
@@ -124,26 +129,24 @@ class BridgeClient(HttpClient):
         )
         try:
             response = await self._transport.handle_async_request(request)
-        except Exception as error:
+        except self.failures as error:
             failure = self.translate(error)
             if patience is not None:
                 patience.failure = failure
-            raise failure from error
+            raise failure from failure.__cause__ or error
         self.under_way += 1
         return cast("ClientReply", _BridgeReply(self, response))
 
     def translate(self, error: Exception) -> UpstreamError:
-        """Ours for one of the module's; anything else is raised again."""
+        """Ours for one of the module's."""
         names = [kind.__name__ for kind in type(error).__mro__]
-        if "TransportError" not in names:
-            raise error
         phase = next((_PHASES[name] for name in names if name in _PHASES), None)
         if phase is not None:
             msg = f"{self.base_url}: {error or type(error).__name__}"
             return UpstreamTimeout(msg, target=self.base_url, phase=phase, limit_s=0.0)
         failure = UpstreamBroken(f"{self.base_url}: {error or type(error).__name__}", target=self.base_url)
         if any(name in _NOT_MADE for name in names):
-            failure.__cause__ = OSError(str(error))
+            failure.__cause__ = OSError(str(error))  # as the wire says that a connection was not made
         return failure
 
     async def close(self) -> None:
@@ -175,9 +178,10 @@ class _BridgeReply:
         except StopAsyncIteration:
             self._end()
             raise
-        except Exception as error:
+        except self._client.failures as error:
             self._end()
-            raise self._client.translate(error) from error
+            failure = self._client.translate(error)
+            raise failure from failure.__cause__ or error
         return piece
 
     async def read(self) -> bytes:

@@ -81,7 +81,7 @@ class Servers:
             server = self._open(origin, binding)
         elif len(self._servers) > 1:
             self._servers.move_to_end(origin)
-        if server.engine is None or asked.head.method != "POST":
+        if server.engine is None:
             return await _straight(server.client, server.url, asked)
         return await _through(server.engine, server.url, asked)
 
@@ -111,7 +111,7 @@ class Servers:
         return patience.PatientClient(
             url,
             limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
-            tls=own.tls_context(binding, self._settings) if scheme == "https" else None,
+            tls=self.own.tls(binding) if scheme == "https" else None,
         )
 
     def _engine(self, client: HttpClient, binding: Binding) -> Engine:

@@ -32,7 +32,10 @@ def test_a_hit_says_level_age_and_what_it_saved() -> None:
             await miss.read()
             hit = await b.ask()
             await hit.read()
-            assert (miss.header(b"x-paceline-cost-usd"), miss.header(b"x-paceline-cache-level")) == (b"0.000450000", None)
+            assert (miss.header(b"x-paceline-cost-usd"), miss.header(b"x-paceline-cache-level")) == (
+                b"0.000450000",
+                None,
+            )
             assert hit.header(b"x-paceline-cache-level") == b"memory"
             assert hit.header(b"age") == b"0"
             assert (hit.header(b"x-paceline-cost-usd"), hit.header(b"x-paceline-saved-usd")) == (b"0", b"0.000450000")

@@ -3,6 +3,7 @@
 import math
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from statistics import fmean
 
 import msgspec
 
@@ -13,11 +14,13 @@ from paceline.load.parts import require
 from paceline.load.scenario import OPEN, REPLAY, Scenario
 from paceline.load.snapshot import Snapshot
 from paceline.model.figures import MUST, Objective
+from paceline.model.request import Request
 from paceline.store.folder import RunFolder
 from paceline.trace.figures import figures_of
 
 _STEP = 2.0  # factor between rates before the first miss
 _NEAR = 2.0  # within this many times the precision of the edge, the majority of several trials decides
+_GROWTH = 0.05  # of latency, seconds a second
 
 OBJECTIVE, GENERATOR, HIGHEST, LOWEST, TRIALS = "objective", "generator", "highest rate", "lowest rate", "trials"
 
@@ -185,6 +188,26 @@ def trial_scenario(scenario: Scenario, search: KneeSearch, rate_per_s: float, nu
     )
 
 
+def queue_growth(requests: Sequence[Request]) -> str | None:
+    """A sentence when latency rose so evenly that more arrived than was answered; None when it did not.
+
+    At r times its capacity a queue's latency grows by r - 1 seconds a second. Said above 5 %, when the last third of
+    the requests also waited half as long again as the first: short trials would call that rate kept. None below 30.
+    """
+    answered = sorted((r.intended_s, r.latency_s) for r in requests if r.ok)
+    third = len(answered) // 3
+    if third < 10:
+        return None
+    (first_s, before_s), (last_s, after_s) = (
+        (fmean(at_s for at_s, _ in part), fmean(latency_s for _, latency_s in part))
+        for part in (answered[:third], answered[-third:])
+    )
+    growth = (after_s - before_s) / (last_s - first_s) if last_s > first_s else 0.0
+    if growth <= _GROWTH or after_s <= 1.5 * before_s:
+        return None
+    return f"latency rose from {before_s:.3g} to {after_s:.3g} s within the trial: more arrives than is answered"
+
+
 def driven_trials(
     scenario: Scenario,
     base_url: str,
@@ -216,6 +239,7 @@ def driven_trials(
         figures = figures_of(requests, [], [])
         asked = [msgspec.structs.replace(objective, scenario=one.name) for objective in musts]
         missed = next((gate.sentence for gate in judge(asked, {one.name: figures}) if gate.failed), None)
+        missed = missed or queue_growth(requests)
         if info.stopped is not None:
             missed = f"it stopped early: {info.stopped}"
         return Trial(

@@ -323,7 +323,7 @@ def body_keys(name: str, data: bytes, key_fields: list[str]) -> tuple[str, str]:
         asked = {name: asked[name] for name in key_fields if name in asked}
         exact = msgspec.json.encode(asked, order="sorted")
     texts = [name, *map(plain_text, _texts(asked))]
-    return _digest(name.encode() + b"\n" + exact), _digest("\n".join(texts).encode())
+    return digest(name.encode() + b"\n" + exact), digest("\n".join(texts).encode())
 
 
 def plain_text(text: str) -> str:
@@ -347,5 +347,6 @@ def _texts(value: object) -> Iterator[str]:
                 yield from _texts(value[name])
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """16 hex digits that stand for the data."""
     return hashlib.sha256(data).hexdigest()[:16]

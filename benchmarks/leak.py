@@ -1,7 +1,8 @@
 """How right the leak verdict is: `python -m benchmarks.leak --json [--quick]`.
 
 Synthetic: resident-set sizes at 1 Hz with noise of 0.8 MB that lasts 20 s, eight healthy kinds and seven that leak 0.5,
-2 or 10 MB/min (the shapes of tests/stats/test_stats_leak.py), for 10 and 30 minutes. A false alarm is a healthy series called "leak"; found is a leaking one called so. "Run longer" is neither.
+2 or 10 MB/min (the shapes of tests/stats/test_stats_leak.py), for 10 and 30 minutes. A false alarm is a healthy series
+called "leak"; found is a leaking one called so. "Run longer" is neither.
 
 Real: three HTTP servers in processes of their own, driven by `paceline load` at a constant rate and watched from
 outside: one keeps a little of every request, one fills a cache up to its bound, one keeps nothing.

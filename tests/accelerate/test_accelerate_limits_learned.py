@@ -19,7 +19,7 @@ W34 = AdaptivePolicy(enabled=True, start_paced=True)
 def interval(learned: Learned, start_s: float, *, answers: int, errors: int, waited: bool = True) -> None:
     """One interval's worth of calls, the last of them answered when it is over."""
     for _ in range(answers):
-        learned.admitted(start_s + 0.1, waited=waited)
+        learned.admitted(start_s + 0.1, waited)
     for index in range(answers - 1):
         learned.taken(start_s + 0.1, start_s + 0.5, error=index < errors)
     learned.taken(start_s + 0.1, start_s + 1.001, error=answers <= errors)

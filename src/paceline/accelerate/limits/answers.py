@@ -47,10 +47,10 @@ class Answers:
         bucket = self.learned.bucket
         return max(0.0, self.held_until_s - now_s, bucket.drain_s(calls, now_s) if bucket is not None else 0.0)
 
-    def admitted(self, now_s: float, *, waited: bool) -> None:
+    def admitted(self, now_s: float, waited: bool) -> None:
         """A call passes the gate."""
         self._dry.lately += 1
-        self.learned.admitted(now_s, waited=waited)
+        self.learned.admitted(now_s, waited)
 
     def heard(self, permit: Permit, signal: Signal, sent: tuple[int, int], now_s: float) -> None:
         """An answer; `sent`: calls and tokens admitted up to now."""

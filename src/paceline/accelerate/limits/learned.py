@@ -67,7 +67,7 @@ class Learned:
         """Calls a second; inf before anything was learned."""
         return math.inf if self.bucket is None else self.bucket.per_s
 
-    def admitted(self, now_s: float, *, waited: bool) -> None:
+    def admitted(self, now_s: float, waited: bool) -> None:
         """A call passes the gate."""
         if self.bucket is not None:
             self.bucket.take(1.0)

@@ -543,7 +543,8 @@ class Driving:
             users=scenario.users,
             ramp_s=scenario.ramp_s,
             think_s=scenario.think_s,
-            rate_per_s=scenario.rate_per_s or (None if achieved is None else achieved[1] / speed),  # a replay's
+            rate_per_s=scenario.rate_per_s
+            or (achieved and achieved[1] / speed * self.share.of),  # a replay's, of all processes
             arrivals=scenario.arrivals,
             cv=scenario.cv,
             requests=self.done,

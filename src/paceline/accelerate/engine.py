@@ -24,6 +24,7 @@ from paceline.accelerate.sharing import FAILURES, SharedCalls
 from paceline.accelerate.single_flight import SingleFlight
 from paceline.clock import Clock, RunClock
 from paceline.wire.client import HttpClient
+from paceline.wire.clients import Client
 from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest, Reply
 
@@ -48,10 +49,10 @@ class Engine:
 
     def __init__(
         self,
-        providers: Providers | HttpClient,
+        providers: Providers | Client,
         policy: Policy | None = None,
         *,
-        client: Callable[[str], HttpClient] = HttpClient,
+        client: Callable[[str], Client] = HttpClient,
         takes_over: "Engine | None" = None,
         beside: "Engine | None" = None,
         listener: Listener | None = None,
@@ -63,7 +64,7 @@ class Engine:
         self._clock = clock or RunClock()
         self._tell = listener or _nobody
         self._clients = Clients(client)
-        self._connections = providers if isinstance(providers, HttpClient) else self._clients
+        self._connections = providers if not isinstance(providers, Providers) else self._clients
         self._owns_cache = beside is None
         self.cache = self._cache(policy, takes_over, beside)
         self.limits = None if policy.limits.is_off else Limits(policy.limits)

@@ -18,7 +18,8 @@ from paceline.gateway.keys_quota import Meter
 from paceline.gateway.keys_table import Table
 from paceline.gateway.pages import Pages
 from paceline.gateway.service import Gateway
-from paceline.wire.client import HttpClient, Timeouts
+from paceline.wire.client import Timeouts
+from paceline.wire.clients import client_for, proxy_for
 
 _LOOK_S = 0.5  # how often an engine that was replaced is asked whether it is done
 _NEEDS_RESTART = ("host", "port", "workers", "access_log", "connections", "body_bytes")
@@ -97,7 +98,7 @@ class Composition:
                 openai=config.url_of("openai"), anthropic=config.url_of("anthropic"), gemini=config.url_of("gemini")
             ),
             policy_of(config),
-            client=lambda url: HttpClient(url, timeouts=timeouts),
+            client=lambda url: client_for(url, proxy=proxy_for(url, os.environ), timeouts=timeouts),
             takes_over=old,
             clock=self._clock,
             speed=self._speed,

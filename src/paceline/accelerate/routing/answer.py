@@ -1,14 +1,16 @@
 """Answer: what goes back to the caller, and what it holds until it is over."""
 
 import asyncio
+from collections.abc import Awaitable
 
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.accelerate.routing.replies import error_name
 from paceline.accelerate.routing.verdict import is_failure
 from paceline.errors import UpstreamError
-from paceline.wire.client import ClientReply
+from paceline.wire.clients import IncomingReply
 from paceline.wire.gemini import GEMINI
+from paceline.wire.http import Take
 
 
 class Answer:
@@ -19,7 +21,7 @@ class Answer:
 
     __slots__ = ("_attempt", "_is_read", "_over", "_ready", "_record", "_reply", "headers", "status", "stream")
 
-    def __init__(self, reply: ClientReply, record: CallRecord, attempt: Attempt | None) -> None:
+    def __init__(self, reply: IncomingReply, record: CallRecord, attempt: Attempt | None) -> None:
         """`attempt` None: not a model call, nothing is limited or watched."""
         self.status = reply.status
         self.headers = reply.headers
@@ -84,6 +86,26 @@ class Answer:
         self._end(None)
         return body
 
+    async def forward(self, take: Take) -> None:
+        """Give every piece to `take` in the moment it arrives; UpstreamError where the provider broke off."""
+        saw = self._record.saw
+
+        def watched(data: bytes) -> Awaitable[None] | None:
+            saw(data)
+            return take(data)
+
+        while self._ready:
+            held = watched(self._ready.pop(0))
+            if held is not None:
+                await held
+        try:
+            if not self._is_read:
+                await self._reply.forward(watched)
+        except UpstreamError as error:
+            self._end(error)
+            raise
+        self._end(None)
+
     async def aclose(self) -> None:
         """Give up what has not arrived."""
         self._reply.close()
@@ -106,7 +128,7 @@ class Answer:
                 )
 
 
-def _is_array_stream(reply: ClientReply, record: CallRecord) -> bool:
+def _is_array_stream(reply: IncomingReply, record: CallRecord) -> bool:
     """Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that."""
     asked = record.asked
     return asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200

@@ -12,7 +12,7 @@ from paceline.accelerate.routing.lanes import Lane
 from paceline.accelerate.routing.opening import FAILED, HOLD, Opening
 from paceline.accelerate.routing.verdict import Judge, Verdict, is_failure, never_sent
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.client import ClientReply
+from paceline.wire.clients import IncomingReply
 
 T = TypeVar("T")
 _WHOLE_BYTES = 4 * 1024 * 1024
@@ -46,7 +46,7 @@ class Attempt:
         """`adaptive`: the limits learn from every answer."""
         self.lane = lane
         self.permit = permit
-        self.reply: ClientReply | None = None
+        self.reply: IncomingReply | None = None
         self.status = 0  # of the answer, or of the error its stream begins with; 0: none came
         self.ready: list[bytes] = []  # what of the body was read before it went to the caller
         self.is_read = False  # that is all of it
@@ -169,13 +169,13 @@ class Attempt:
         if lane.is_watched:
             lane.answered(now_s - self._started_s, now_s, stream=call.stream)
 
-    async def _read(self, reply: ClientReply) -> bytes:
+    async def _read(self, reply: IncomingReply) -> bytes:
         body = await reply.read()
         self.ready = [body] if body else []
         self.is_read = True
         return body
 
-    async def _open(self, reply: ClientReply) -> None:
+    async def _open(self, reply: IncomingReply) -> None:
         """Read up to the first token. A stream that ends before it, or begins with an error, has failed."""
         opening = Opening()
         self.ready = opening.pieces
@@ -192,7 +192,7 @@ class Attempt:
             self.signal = signal_of(self.status, reply.headers, self.refusal, time.time())
 
 
-def is_small(reply: ClientReply) -> bool:
+def is_small(reply: IncomingReply) -> bool:
     """True when it is worth taking whole before a byte is sent on: then a broken one can be sent again, or becomes a
     clean 502."""
     length = reply.header(b"content-length")

@@ -17,6 +17,7 @@ from paceline.accelerate.routing.targets import Headers, Worded
 from paceline.errors import UpstreamTimeout
 from paceline.wire.call import Usage
 from paceline.wire.client import Timeouts
+from paceline.wire.connection import encode_headers
 from paceline.wire.http import HttpRequest
 
 _FOREVER = float("inf")
@@ -35,7 +36,7 @@ def head_of(request: HttpRequest) -> Head:
     head: Head | None = request.notes.get(Head)
     if head is None:
         patience = patience_of(request.headers)
-        head = Head(to_upstream(request.headers, readable=True), patience.limit_s, patience.idempotent)
+        head = Head(encode_headers(to_upstream(request.headers, readable=True)), patience.limit_s, patience.idempotent)
         request.notes[Head] = head
     return head
 

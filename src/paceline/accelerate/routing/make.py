@@ -10,14 +10,14 @@ from paceline.accelerate.routing.policy import RoutingPolicy
 from paceline.accelerate.routing.providers import Clients, Providers
 from paceline.accelerate.routing.send import Dispatcher
 from paceline.accelerate.routing.targets import Target, deployment_target, provider_targets
-from paceline.wire.client import HttpClient
+from paceline.wire.clients import Client
 from paceline.wire.dialects import DIALECTS
 
 
 def make_dispatcher(
     policy: RoutingPolicy,
     clients: Clients,
-    providers: Providers | HttpClient,
+    providers: Providers | Client,
     *,
     limits: Limits | None = None,
     gated: bool = False,
@@ -39,7 +39,7 @@ def make_dispatcher(
         ConfigError: a URL is none, or a variable that holds a credential is not set.
     """
     found = os.environ if environ is None else environ
-    if isinstance(providers, HttpClient):
+    if not isinstance(providers, Providers):
         targets = {dialect.name: Target(providers, dialect.name, dialect.name) for dialect in DIALECTS}
     else:
         targets = provider_targets(providers, clients)

@@ -7,6 +7,7 @@ import msgspec
 
 from paceline.errors import ConfigError
 from paceline.wire.client import HttpClient
+from paceline.wire.clients import Client
 
 _VERSIONS = ("/v1", "/v1beta")
 
@@ -31,12 +32,12 @@ class Providers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Clients:
     """One HttpClient for each server, made when first needed. Whoever makes this closes it."""
 
-    def __init__(self, make: Callable[[str], HttpClient] = HttpClient) -> None:
+    def __init__(self, make: Callable[[str], Client] = HttpClient) -> None:
         """`make` gets scheme, host and port as a URL: the place for time limits, TLS contexts and HTTP proxies."""
         self._make = make
-        self._clients: dict[str, HttpClient] = {}
+        self._clients: dict[str, Client] = {}
 
-    def at(self, url: str) -> tuple[HttpClient, str]:
+    def at(self, url: str) -> tuple[Client, str]:
         """The client of the URL's server and the URL's path. Raises ConfigError for what is no URL."""
         parts = urlsplit(url)
         if parts.query or parts.fragment:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -10,9 +10,9 @@ from paceline.accelerate.key import TENANT_HEADERS
 from paceline.accelerate.routing.policy import Deployment
 from paceline.accelerate.routing.providers import Clients, Providers, without_version
 from paceline.errors import ConfigError
-from paceline.wire.client import HttpClient
+from paceline.wire.clients import Client
 
-Headers = list[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _KEY_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 _OPERATION = re.compile(r"(?:.*?/(v1|v1beta|v1alpha)|.*/deployments/[^/]+)(/.*)", re.DOTALL)
@@ -45,7 +45,7 @@ class Target:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: Client,
         dialect: str,
         name: str,
         *,
@@ -64,7 +64,7 @@ class Target:
         self._base = base
         self._replaces_version = replaces_version
         self._query = dict(query or {})
-        self._extra: Headers = [(k.lower().encode(), v.encode()) for k, v in (extra or {}).items()]
+        self._extra = [(k.lower().encode(), v.encode()) for k, v in (extra or {}).items()]
         self._replaces_key = keyless or credential is not None
         self._is_plain = not (base or replaces_version or query or extra or self._replaces_key)
         own = hashlib.sha256(f"{name}\n{credential or ''}".encode()).digest()
@@ -99,7 +99,7 @@ class Target:
         target = self._at_base(target)
         if self._extra or self._replaces_key:
             dropped = {name for name, _ in self._extra} | (TENANT_HEADERS if self._replaces_key else frozenset())
-            headers = [header for header in headers if header[0] not in dropped] + self._extra
+            headers = [*(header for header in headers if header[0] not in dropped), *self._extra]
         return Worded(target, headers, body)
 
     def _at_base(self, target: str) -> str:

@@ -6,9 +6,8 @@ they make the first token early and the gaps short: of OpenAI's stream of one to
 
 import re
 
-_TEXT = re.compile(
-    rb'"(?:content|text|thinking|reasoning|reasoning_content|arguments|partial_json|refusal|delta)"\s*:\s*"[^"]'
-)
+_CONTENT = re.compile(rb'"content"\s*:\s*"[^"]')  # most tokens; a literal start is found 5 times as fast
+_TEXT = re.compile(rb'"(?:text|thinking|reasoning|reasoning_content|arguments|partial_json|refusal|delta)"\s*:\s*"[^"]')
 _BOOKKEEPING = re.compile(
     rb'"object"\s*:\s*"(?:chat\.completion\.chunk|text_completion)"'
     rb'|"type"\s*:\s*"(?:message_|content_block_|ping"|response\.)'
@@ -22,9 +21,9 @@ _GEMINI_TOKENS = re.compile(rb'"(candidatesTokenCount|thoughtsTokenCount)"\s*:\s
 def carries_tokens(event: bytes) -> bool:
     """True for an event with text, thinking or arguments of a call in it, in the streams of the four APIs.
 
-    An event in nobody's format is somebody's own and counts. About 1 us.
+    An event in nobody's format is somebody's own and counts. 1 to 6 us.
     """
-    if _TEXT.search(event):
+    if _CONTENT.search(event) or _TEXT.search(event):
         return not _RESPONSES.search(event)
     return not _BOOKKEEPING.search(event)
 

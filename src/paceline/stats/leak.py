@@ -87,7 +87,7 @@ def leak_verdict(
     healthy and seven leaking kinds, runs of 10, 2 and 1 minutes. Healthy: 1, 3 and 3 % are called leaks (no kind above
     12 %), 12-18 % "run longer", mostly slow plateaus. Leaking: 68-76 % are found, 14-22 % "run longer", 8-15 % missed,
     the slowest (0.5 MB/min in 10 minutes, 5 in one) and those under a sawtooth of 25 MB. In 30 minutes
-    (`python -m benchmarks.leak`) no healthy series of 320 is called a leak, and 37 of 40 leaks of 0.5 MB/min are.
+    (`python -m benchmarks.leak`) one healthy series of 480 is called a leak, and 47 of 60 leaks of 0.5 MB/min are.
     """
     if len(times_s) != len(rss_bytes):
         msg = f"as many times as readings are needed; got {len(times_s)} and {len(rss_bytes)}"

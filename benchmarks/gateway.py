@@ -57,16 +57,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object (also the default)")
     parser.add_argument("--quick", action="store_true", help="fewer requests and rounds")
-    parser.add_argument("--litellm", metavar="PATH", help="LiteLLM's program, to run beside")
-    parser.add_argument("--peer", metavar="PATH", help="sglang-router's program, to run beside")
+    parser.add_argument("--litellm", type=Path, metavar="PATH", help="LiteLLM's program, to run beside")
+    parser.add_argument("--peer", type=Path, metavar="PATH", help="sglang-router's program, to run beside")
     args = parser.parse_args()
     load, _ = cores()
     pin(load)
     count, rounds, many = (4000, 3, 30_000) if args.quick else (10_000, 7, 1_000_000)
     with tempfile.TemporaryDirectory() as temporary:
-        result = measure(Path(temporary), count, rounds, args.litellm, args.peer)
+        result = measure(Path(temporary), count, rounds, absolute(args.litellm), absolute(args.peer))
         result["memory"] = memory(Path(temporary), many)
     print(json.dumps(result))
+
+
+def absolute(program: Path | None) -> str | None:
+    """Its whole path: peers run in a folder of their own. A link stays one, for it says which Python runs it."""
+    return None if program is None else str(program.absolute())
 
 
 def measure(folder: Path, count: int, rounds: int, litellm: str | None, peer: str | None) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def body_keys(name: str, data: bytes, key_fields: list[str]) -> tuple[str, str]:
 
 def plain_text(text: str) -> str:
     """The text in lower case with runs of punctuation and white space as one space, none at the ends."""
-    if text.isascii():  # as below, 50 times as fast
+    if text.isascii():  # as below, ten times as fast
         return " ".join(text.lower().encode().translate(_ASCII_SPACES).decode().split())
     kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in unicodedata.normalize("NFKC", text).casefold())
     return " ".join("".join(kept).split())

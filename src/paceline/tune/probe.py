@@ -18,8 +18,8 @@ from paceline.model.tuning import Probe
 from paceline.project.pace import MIN_CALLS, ModelPace
 from paceline.trace.data import RunData
 from paceline.tune.measure import Bench
-from paceline.wire.client import HttpClient
 from paceline.wire.call import Usage
+from paceline.wire.client import HttpClient
 from paceline.wire.openai import StreamReader
 
 CALLS = 12

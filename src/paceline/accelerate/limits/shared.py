@@ -1,8 +1,8 @@
 """Known limits kept by several processes together, through a store that all of them reach.
 
-A process fetches permits in small batches, one round trip each, and spends them within `KEEP_S`; what it cannot spend
-it gives back with the next fetch. The store hands permits out in the order it is asked (GCRA), also such as may only be
-used later, so that processes queue there and none polls. Since a permit is used at most `KEEP_S` after it was due, all
+A process fetches permits in small batches, one round trip each, and spends them within `KEEP_S`; tokens it cannot spend
+go back with the next fetch. The store hands permits out in the order it is asked (GCRA), also such as may only be used
+later, so that processes queue there and none polls. Since a permit is used at most `KEEP_S` after it was due, all
 processes together admit at most
 
     rate x (window + KEEP_S) + burst        calls in any window, and likewise tokens.
@@ -76,8 +76,11 @@ class StoreDown(Exception):
 class _Permits:
     """What this process has of one limit."""
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate, *, returns: bool = False) -> None:
+        """`returns`: what is not used in time goes back, else it is lost. Calls' permits are: by the time they expire
+        others may have been given the moments after them, and what came back would be used at such a moment, too."""
         self.rate = rate
+        self.returns = returns
         self.back = 0.0
         self.at_most = math.inf
         self._grants: deque[list[float]] = deque()  # [units left, when the last is due]
@@ -91,7 +94,9 @@ class _Permits:
 
     def expire(self, now_s: float) -> None:
         while self._grants and self._grants[0][1] + KEEP_S < now_s:
-            self.back += self._grants.popleft()[0]
+            units, _ = self._grants.popleft()
+            if self.returns:
+                self.back += units
 
     def drop(self) -> None:
         """Give all back."""
@@ -129,7 +134,7 @@ class SharedMeter:
         self._local = local
         self._now_s = now_s
         self._requests = [_Permits(rate) for rate in bounds.requests]
-        self._tokens = [_Permits(bounds.tokens)] if bounds.tokens is not None else []
+        self._tokens = [_Permits(bounds.tokens, returns=True)] if bounds.tokens is not None else []
         self._told: dict[str, _Permits] = {}
         self._held_until_s = -math.inf
         self._blocked_until_s = -math.inf  # the store said: not before
@@ -225,7 +230,7 @@ class SharedMeter:
         self._local.told(kind, rate, low, high, now_s)
         permits = self._told.get(kind)
         if permits is None:
-            permits = self._told[kind] = _Permits(rate)
+            permits = self._told[kind] = _Permits(rate, returns=kind != REQUESTS)
             (self._requests if kind == REQUESTS else self._tokens).append(permits)
         permits.rate = rate
         permits.at_most = min(permits.at_most, max(0.0, high))

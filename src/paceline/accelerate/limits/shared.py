@@ -5,7 +5,7 @@ go back with the next fetch. The store hands permits out in the order it is aske
 later, so that processes queue there and none polls. Since a permit is used at most `KEEP_S` after it was due, all
 processes together admit at most
 
-    rate x (window + KEEP_S) + burst        calls in any window, and likewise tokens.
+    rate x (window + KEEP_S) + burst        calls in any window; of tokens, what came back may pass beside it.
 
 Never does a call wait for the store longer than its time-out: then, and until the store answers again, this process
 keeps its part of the limits for itself (at the change one burst more may pass, divided among the processes).

@@ -127,6 +127,9 @@ class LibraryClient:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
+    def begin(self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
+        """Nothing: a request of the library needs a task."""
+
     async def close(self) -> None:
         """Close every connection."""
         if self._closing:

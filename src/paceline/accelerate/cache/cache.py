@@ -220,6 +220,11 @@ class Cache:
                 return Found(value=entry.value, level=MEMORY, age_s=now_s - entry.created_s)
         return self._levels.look_near(Question(key))
 
+    @property
+    def asks_far(self) -> bool:
+        """True where there are levels that have to be waited for: `get` then says more than `peek`."""
+        return self._has_far
+
     async def get(self, key: bytes) -> Found | None:
         """What the other levels have; to be asked after `peek`."""
         return await self._levels.look_far(Question(key)) if self._has_far else None
@@ -264,14 +269,29 @@ class Cache:
 
         None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
         """
+        levels = self._levels
+        lease = self.lease_here(key)
+        if lease is None or levels.fleet is None or not levels.fleet.policy.lease:
+            return lease
+        try:
+            taken = await lease.in_fleet(levels.fleet)
+        except BaseException:
+            lease.release()
+            raise
+        if not taken:
+            lease.release()
+            return None
+        self._note(lease)
+        return lease
+
+    def lease_here(self, key: bytes) -> Lease | None:
+        """The same among the processes of this host, at once: all there is to ask where `asks_far` is False."""
         if self._is_leased_here(key):
             return None
         levels = self._levels
         lease = self._leases[key] = Lease(key, self._lease_over)
         try:
             taken = levels.host is None or lease.on_host(levels.host)
-            if taken and levels.fleet is not None and levels.fleet.policy.lease:
-                taken = await lease.in_fleet(levels.fleet)
         except BaseException:
             lease.release()
             raise

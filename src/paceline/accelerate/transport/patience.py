@@ -5,10 +5,11 @@ the wire's: it learns it from a context variable, which passes whatever the poli
 """
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport.binding import Source
@@ -89,30 +90,32 @@ class PatientClient(HttpClient):
     def timeouts(self, timeouts: Timeouts) -> None:
         """Nothing: they come with the call."""
 
-    async def request(
-        self,
-        method: str,
-        target: str,
-        headers: Any = (),  # as the client's
-        body: bytes = b"",
-    ) -> ClientReply:
+    async def head_of(self, reply: ClientReply) -> ClientReply:
         """As the client's; a failure is noted for the caller as well."""
-        try:
-            return await super().request(method, target, headers, body)
-        except UpstreamError as error:
-            patience = PATIENCE.get(None)
-            if patience is not None:
-                patience.failure = error
-            raise
+        with _noting():
+            return await super().head_of(reply)
 
     async def _open(self) -> Connection:
         patience = PATIENCE.get(None)
         if patience is None:
             return await super()._open()
         patience.restart(patience.connect_s + _SLACK_S)
-        connection = await super()._open()
+        with _noting():
+            connection = await super()._open()
         patience.restart(patience.read_s)
         return connection
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[None]:
+    """Keep what the wire met for the caller."""
+    try:
+        yield
+    except UpstreamError as error:
+        patience = PATIENCE.get(None)
+        if patience is not None:
+            patience.failure = error
+        raise
 
 
 class Timed:

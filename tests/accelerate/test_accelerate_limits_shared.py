@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.accelerate.redis_server import Proxy, Server, running
 from tests.accelerate.refusing import Provider, Seen, SlidingWindow, TokenBucket, offer
@@ -85,7 +85,6 @@ def within(admitted_s: list[float], per_s: float, burst: float) -> bool:
 )
 @example(2.0, 1, [(1, 0.0, False), (0, 0.25, False), (0, 0.25, False), (0, 0.25, True), (1, 0.0, True)])
 @example(8.0, 1, [(0, 0.0, False), (1, 0.25, False), (0, 0.0, False)])
-@settings(deadline=None)
 def test_all_together_never_pass_more_than_rate_and_burst(
     per_s: float, burst: int, calls: list[tuple[int, float, bool]]
 ) -> None:

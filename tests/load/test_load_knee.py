@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError
 from paceline.load.gates import parse_objective
@@ -90,7 +91,7 @@ def scripted(
     return asyncio.run(find_knee(search, measure))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.floats(0.02, 90_000), st.floats(0.01, 0.5))
 def test_a_sharp_edge_lies_in_the_interval_however_it_is_placed(edge: float, precision: float) -> None:
     knee = scripted(KneeSearch(precision=precision, most_trials=200), edge)

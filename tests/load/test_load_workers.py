@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.load.driver import Snapshot, drive
@@ -144,7 +145,7 @@ def test_never_more_processes_than_users(tmp_path: Path) -> None:
     assert len(run.requests()) == 41
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(durations, durations)
 def test_merged_health_is_that_of_all_lateness_together(left: list[float], right: list[float]) -> None:
     results = [

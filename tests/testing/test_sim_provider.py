@@ -17,7 +17,7 @@ import httpx
 import msgspec
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
@@ -512,7 +512,6 @@ PATHS = [
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_no_body_breaks_it(body: dict[str, Any]) -> None:
     """Whatever JSON comes, the answer is one of the API's own."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import redis
+from tests.patience import PATIENCE_S
 
 
 class Server:
@@ -30,7 +31,7 @@ class Server:
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline_s = time.monotonic() + 10.0
+        deadline_s = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
                 return

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.accelerate.redis_server import Proxy, Server, running
 from tests.accelerate.refusing import Provider, Seen, SlidingWindow, TokenBucket, offer
+from tests.patience import PATIENCE_S
 from tests.virtual_loop import now_s, run_virtual
 
 from paceline.accelerate.limits import AdaptivePolicy, Ask, Limits, LimitsPolicy, Signal
@@ -327,7 +328,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
                 case "gone":
                     proxy.drop()
                     proxy._server.close()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while store.is_up:  # until it has spent its permits and asks
                     await one()
                     await asyncio.sleep(0.001)
@@ -341,7 +342,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
             proxy.garbage = proxy.cut = None
             proxy.refuse = False
             clock[0] += 10.0
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while not store.is_up:
                     await one()
                     await asyncio.sleep(0.005)

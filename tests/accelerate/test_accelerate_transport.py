@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN, STREAM
+from tests.patience import PATIENCE_S
 from tests.wire.builders import CLOSE, RESET, STALL, STREAM_END, STREAM_HEAD, ScriptedServer, chunk, ok, run, scripted
 from tests.wire.builders import answer as wire_answer
 
@@ -42,7 +43,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def settled(transport: AsyncTransport, server: ScriptedServer) -> None:
     """Nothing is held but connections kept for the next call."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             (state,) = transport.state().values()
             held = sum(state.get(name, 0) for name in ("in_flight", "waiting", "flights", "upstream_busy"))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from paceline.cli import main
 from paceline.model.run import COMPLETE, PARTIAL
@@ -270,7 +271,7 @@ def test_ctrl_c_prints_and_keeps_what_there_is(tmp_path: Path, url: str) -> None
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "interrupted; what was recorded is kept" in err
     assert "Traceback" not in err

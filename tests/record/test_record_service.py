@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.patience import PATIENCE_S
 from tests.record.conftest import Provider
 
 from paceline.errors import ConfigError, ServiceError
@@ -89,13 +90,13 @@ def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) 
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})}
     )
-    with urllib.request.urlopen(request, timeout=20) as reply:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         return json.load(reply)
 
 
 def status_of(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=20) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
             reply.read()
             return int(reply.status)
     except urllib.error.HTTPError as error:
@@ -249,9 +250,9 @@ class Recording:
 
     @staticmethod
     def until(true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not true():
-            assert time.monotonic() < deadline, "waited 30 s"
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s"
             time.sleep(0.02)
 
     def ask(self) -> None:
@@ -284,7 +285,7 @@ def test_ctrl_c_seals_the_run_and_says_what_was_recorded(recording: Callable[...
     recorded = recording()
     recorded.ask()
     recorded.process.send_signal(signal.SIGINT)
-    out, _ = recorded.process.communicate(timeout=30)
+    out, _ = recorded.process.communicate(timeout=PATIENCE_S)
     assert recorded.process.returncode == 130
     assert recorded.run.info.state == COMPLETE
     assert "1 requests" in out or "2 requests" in out
@@ -308,7 +309,7 @@ def test_kill_9_of_the_service_keeps_what_was_recorded(recording: Callable[..., 
     recorded.ask()
     recorded.until(lambda: recorded.seen() == 1 and recorded.model_calls() == 5)  # one comes after the answer
     os.kill(recorded.app_pid, signal.SIGKILL)
-    out, _ = recorded.process.communicate(timeout=30)
+    out, _ = recorded.process.communicate(timeout=PATIENCE_S)
     assert recorded.process.returncode == 137
     assert "model calls: 5" in out
     info = recorded.run.info

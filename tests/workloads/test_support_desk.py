@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from paceline.testing import SimulatedProvider
 
@@ -217,7 +218,7 @@ class Server:
         self.process = subprocess.Popen(command, cwd=SUPPORT, env=env)
 
     def __enter__(self) -> "Server":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

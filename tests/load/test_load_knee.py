@@ -196,7 +196,13 @@ def test_the_knee_of_a_real_worker_over_the_wire_is_below_its_capacity(tmp_path:
             measure = driven_trials(
                 scenario(method="GET"), f"http://127.0.0.1:{server.port}", run, search, [parse_objective("p95_s<0.1")]
             )
-            return await find_knee(search, measure), [info.name for info in run.info.scenarios]
+            for _ in range(5):  # a machine that stalls spoils one search, or its first rate; not five
+                knee = await find_knee(search, measure)
+                names = [info.name for info in run.info.scenarios]
+                if knee.rate_per_s is not None:
+                    break
+                run.info.scenarios.clear()
+            return knee, names
         finally:
             await server.close(grace_s=0)
 

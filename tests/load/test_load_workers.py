@@ -1,6 +1,7 @@
 """One scenario, several processes: dealt out, merged, interrupted, killed."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -70,7 +71,12 @@ async def against(
 
 
 def spawned() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "paceline.load.workers" in p.cmdline()]
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or another test's has and was not waited for
+            if "paceline.load.workers" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_users_and_the_sequence_are_dealt_out(tmp_path: Path) -> None:

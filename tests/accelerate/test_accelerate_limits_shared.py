@@ -297,6 +297,22 @@ def test_several_clients_of_a_real_redis_keep_one_limit(redis_server: Server) ->
     assert within(admitted, 200, 20)
 
 
+def damage(proxy: Proxy, fault: str) -> None:
+    match fault:
+        case "stalled":
+            proxy.flowing.clear()
+        case "garbage":
+            proxy.garbage = b"*3\r\n$3\r\nfoo\r\n:x\r\n"
+        case "cut":
+            proxy.cut = 3
+        case "refused":
+            proxy.refuse = True
+            proxy.drop()
+        case "gone":
+            proxy.drop()
+            proxy._server.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stalled", "garbage", "cut", "refused", "gone"])
 def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: Server, fault: str) -> None:
@@ -305,7 +321,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
 
     async def main() -> None:
         async with Proxy(redis_server.port) as proxy:
-            store = store_of(proxy.url, clock, timeout_s=0.05)
+            store = store_of(proxy.url, clock, timeout_s=0.05 if fault == "stalled" else PATIENCE_S)
             policy = LimitsPolicy(requests_per_s=1000, burst=100)
             limits = Limits(policy, shared=store)
 
@@ -313,21 +329,16 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
                 ask = Ask(tenant=b"t", key=fault.encode(), model="m")
                 (limits.try_admit(ask) or await limits.admit(ask)).leave()
 
-            await one()
-            assert store.is_up
-            match fault:
-                case "stalled":
-                    proxy.flowing.clear()
-                case "garbage":
-                    proxy.garbage = b"*3\r\n$3\r\nfoo\r\n:x\r\n"
-                case "cut":
-                    proxy.cut = 3
-                case "refused":
-                    proxy.refuse = True
-                    proxy.drop()
-                case "gone":
-                    proxy.drop()
-                    proxy._server.close()
+            async def until_up() -> None:
+                async with asyncio.timeout(PATIENCE_S):
+                    await one()
+                    while not store.is_up:
+                        clock[0] += 10.0  # it is asked again
+                        await one()
+                        await asyncio.sleep(0.005)
+
+            await until_up()  # not at once, when this machine stalls
+            damage(proxy, fault)
             async with asyncio.timeout(PATIENCE_S):
                 while store.is_up:  # until it has spent its permits and asks
                     await one()
@@ -341,13 +352,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
             proxy.flowing.set()
             proxy.garbage = proxy.cut = None
             proxy.refuse = False
-            clock[0] += 10.0
-            async with asyncio.timeout(PATIENCE_S):
-                while not store.is_up:
-                    await one()
-                    await asyncio.sleep(0.005)
-                    clock[0] += 10.0
-            await one()
+            await until_up()
             assert (limits.in_flight, limits.waiting) == (0, 0)
             await limits.close()
 

@@ -130,7 +130,7 @@ def test_failures_are_the_modules_own_exceptions(policy: Policy) -> None:
         Upstream(STALL) as silent,
         Upstream(STREAM_HEAD, chunk(EVENTS[0]), STALL) as stuck,
         Upstream(STREAM_HEAD, chunk(EVENTS[0]), RESET) as cut,
-        httpx.Client(transport=Transport(policy), timeout=0.05) as client,
+        httpx.Client(transport=Transport(policy), timeout=httpx.Timeout(PATIENCE_S, read=0.3)) as client,
     ):
         with pytest.raises(httpx.ReadTimeout):
             client.post(silent.server.url + CHAT, json=CALL)

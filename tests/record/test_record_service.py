@@ -163,19 +163,25 @@ def test_every_worker_of_a_server_is_recorded(desk: Path, run: RunFolder) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("command", "said"),
     [
-        ("raise SystemExit('no database')", r"ended with exit code 1 before it was ready.*no database"),
-        ("import time; print('slow'); time.sleep(60)", r"not ready after 1 s: .*no connection.*slow"),
-        ("print('ERROR: [Errno 98] Address already in use'); raise SystemExit(1)", r"its port is already in use"),
+        (
+            ["{python}", "-c", "raise SystemExit('no database')"],
+            r"ended with exit code 1 before it was ready.*no database",
+        ),
+        (["sh", "-c", "echo slow; sleep 60"], r"not ready after 1 s: .*no connection.*slow"),
+        (["sh", "-c", "echo 'ERROR: [Errno 98] Address already in use'; exit 1"], r"its port is already in use"),
     ],
     ids=["dies", "never ready", "port in use"],
 )
-def test_a_service_that_does_not_start_is_one_error(run: RunFolder, tmp_path: Path, source: str, said: str) -> None:
+def test_a_service_that_does_not_start_is_one_error(
+    run: RunFolder, tmp_path: Path, command: list[str], said: str
+) -> None:
     async def use() -> None:
-        command = ["{python}", "-c", source, "{port}"]
-        ready_s = 1 if "sleep" in source else 30
-        async with RecordedService(run, command=command, cwd=tmp_path, ready_url="/", ready_timeout_s=ready_s):
+        ready_s = 1 if "sleep" in command[-1] else PATIENCE_S
+        async with RecordedService(
+            run, command=[*command, "{port}"], cwd=tmp_path, ready_url="/", ready_timeout_s=ready_s
+        ):
             raise AssertionError
 
     with pytest.raises(ServiceError, match=r"(?s)" + said):

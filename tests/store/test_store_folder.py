@@ -61,7 +61,7 @@ def write_requests(run: RunFolder, count: int) -> None:
     spool.close()
 
 
-@examples(25)
+@examples(10)
 @given(st.lists(spans, max_size=8, unique_by=lambda s: s.span_id))
 def test_spans_read_back_equal_live_and_sealed(tmp_path_factory: pytest.TempPathFactory, written: list[Span]) -> None:
     """Every field, unknown kinds and odd attributes included, survives the spool and the Parquet."""

@@ -73,7 +73,7 @@ def spooled(run: RunFolder, written: list[Row]) -> RowSpool:
     return spool
 
 
-@examples(25)
+@examples(10)
 @given(st.lists(rows, max_size=8))
 def test_rows_read_back_equal_live_and_sealed(tmp_path_factory: pytest.TempPathFactory, written: list[Row]) -> None:
     run = create_run(tmp_path_factory.mktemp("runs"), "r")

@@ -19,6 +19,7 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError
 from paceline.testing import PRESETS, Faults, ProviderConfig, SimulatedProvider
@@ -512,6 +513,7 @@ PATHS = [
 
 
 @pytest.mark.slow
+@examples(40)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_no_body_breaks_it(body: dict[str, Any]) -> None:
     """Whatever JSON comes, the answer is one of the API's own."""

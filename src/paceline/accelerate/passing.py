@@ -74,5 +74,5 @@ async def pass_on(sent: Awaitable[Answer | PartOfBatch], request: HttpRequest, r
 def _whole(answer: Answer | PartOfBatch, body: bytes, request: HttpRequest, record: CallRecord) -> Reply:
     headers = to_client(answer.headers, b"bypass", length=request.method == "HEAD")
     if record.cost_usd is not None:
-        headers.append((b"x-paceline-cost-usd", usd(record.cost_usd)))
+        headers = headers.plus(b"x-paceline-cost-usd", usd(record.cost_usd))
     return Reply(answer.status, headers, body)

@@ -15,6 +15,7 @@ from paceline.accelerate.routing.begun import Begun
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import PartOfBatch, Sender
 from paceline.accelerate.single_flight import Flight, SingleFlight
+from paceline.wire.framing import EncodedHeaders
 from paceline.wire.http import HttpRequest, Outcome, Reply
 from paceline.wire.pending import Pending
 
@@ -248,19 +249,18 @@ async def _followed(flight: Flight, follower: Follower, record: CallRecord, *, j
     return _whole(flight, joined=joined)
 
 
-def _headers(flight: Flight, joined: bool) -> list[tuple[bytes, bytes]]:
+def _headers(flight: Flight, joined: bool) -> EncodedHeaders:
     if flight.level is None:
         return to_client(flight.headers, _OUTCOME[joined], length=False)
     headers = to_client(flight.headers, b"hit", length=False)
-    headers.append((b"x-paceline-cache-level", flight.level.encode()))
-    return headers
+    return headers.plus(b"x-paceline-cache-level", flight.level.encode())
 
 
 def _whole(flight: Flight, *, joined: bool) -> Reply:
     headers, pieces = _headers(flight, joined), flight.pieces
     if flight.cost_usd is not None:
         own = not joined and flight.level is None
-        headers.append((b"x-paceline-cost-usd" if own else b"x-paceline-saved-usd", usd(flight.cost_usd)))
+        headers = headers.plus(b"x-paceline-cost-usd" if own else b"x-paceline-saved-usd", usd(flight.cost_usd))
     return Reply(flight.status, headers, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 

@@ -12,16 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.connection import (
-    Connection,
-    EncodedHeaders,
-    Exchange,
-    connect,
-    encode_headers,
-    encode_request,
-    encode_request_line,
-)
+from paceline.wire.connection import Connection, Exchange, connect, encode_request, encode_request_line
+from paceline.wire.framing import EncodedHeaders, encode_headers
 from paceline.wire.http import Take
+from paceline.wire.known_answer import KnownAnswers
 
 __all__ = [
     "ClientLimits",
@@ -310,6 +304,7 @@ class HttpClient:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._lines: dict[tuple[str, str], bytes] = {}
+        self._known = KnownAnswers()
         # Kept because asking for it costs a system call in Python 3.11 (getpid).
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -502,7 +497,7 @@ class HttpClient:
         """A new connection; the right to it is given back when there is none."""
         timeout_s = self.timeouts.connect_s
         try:
-            return await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
+            connection = await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
         except BaseException as error:
             self._release()
             if isinstance(error, TimeoutError):
@@ -512,6 +507,8 @@ class HttpClient:
                 msg = f"{self.base_url} cannot be reached: {error.strerror or error}"
                 raise UpstreamBroken(msg, target=self.base_url) from error
             raise
+        connection.known = self._known
+        return connection
 
 
 def split_url(base_url: str) -> tuple[str, int, str, str, bool]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.errors import ConfigError, PacelineError, UpstreamBroken, UpstreamTimeout
 from paceline.wire.client import ClientLimits, Timeouts, split_url
-from paceline.wire.connection import encode_headers
+from paceline.wire.framing import encode_headers
 from paceline.wire.http import Take
 
 if TYPE_CHECKING:

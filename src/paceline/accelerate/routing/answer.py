@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 
+from paceline.accelerate.headers import answer_kind
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.accelerate.routing.replies import error_name
@@ -27,10 +28,8 @@ class Answer:
         """`attempt` None: nothing is limited or watched. `body`: all of it, where it is here already."""
         self.status = reply.status
         self.headers = reply.headers
-        self.stream, encoded = streams(reply, record), False
-        for name, value in reply.headers:
-            if name == b"content-encoding":
-                encoded = value != b"identity"
+        self.stream, encoded = answer_kind(reply.headers)
+        self.stream = self.stream or _is_array_stream(reply, record)
         self._reply = reply
         self._record = record
         self._attempt = attempt
@@ -140,13 +139,12 @@ class Answer:
 
 
 def streams(reply: IncomingReply, record: CallRecord) -> bool:
-    """True for an answer that comes as a stream of events.
+    """True for an answer that comes as a stream of events."""
+    return answer_kind(reply.headers)[0] or _is_array_stream(reply, record)
 
-    Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that.
-    """
-    for name, value in reply.headers:
-        if name == b"content-type" and value.startswith(b"text/event-stream"):
-            return True
+
+def _is_array_stream(reply: IncomingReply, record: CallRecord) -> bool:
+    """Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that."""
     asked = record.asked
     return asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200
 

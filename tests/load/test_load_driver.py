@@ -403,7 +403,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 
         server = await serve(handler, "127.0.0.1", 0)
         await at(tmp_path, closed(users=8, requests=8, timeout_s=0.01), server.port)
-        left = {t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "drive" in repr(t)}
+        left = {t for t in asyncio.all_tasks() if "paceline/load/" in str(getattr(t.get_coro(), "cr_code", ""))}
         await asyncio.sleep(0.01)
         busy = server.busy
         await server.close(grace_s=0)

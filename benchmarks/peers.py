@@ -16,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.load import ask, measured, server
+from benchmarks._witness import ask, witness
+from benchmarks.load import measured
 from paceline.load.scenario import Scenario
 from paceline.stats.quantiles import quantiles
 
@@ -45,9 +46,9 @@ def main() -> None:
 
 def load(seconds: int, locust: str | None) -> dict[str, dict[str, float] | str]:
     """What each tool says of the same stalling server; the truth for all is its record under the asked load."""
-    with server(0.005, stalls=True) as url:
+    with witness("stalls", 0.005) as url:
         latencies, _ = measured(Scenario(name="stall", model="open", rate_per_s=100.0, duration_s=float(seconds)), url)
-        true_ms = [q * 1e3 for q in quantiles(ask(url), [0.95, 0.99])]
+        true_ms = [q * 1e3 for q in quantiles(ask(url).residence_s, [0.95, 0.99])]
     found: dict[str, dict[str, float] | str] = {"truth": {"p95_ms": true_ms[0], "p99_ms": true_ms[1]}}
     found["paceline"] = against([q * 1e3 for q in quantiles(latencies, [0.95, 0.99])], true_ms, len(latencies))
     found["locust"] = run_locust(locust, seconds, true_ms) if locust else "not installed"
@@ -58,7 +59,7 @@ def load(seconds: int, locust: str | None) -> dict[str, dict[str, float] | str]:
 
 def run_locust(program: str, seconds: int, true_ms: list[float]) -> dict[str, float]:
     """Ten users that each want to send ten requests a second: the usual way to ask Locust for a rate."""
-    with server(0.005, stalls=True) as url, tempfile.TemporaryDirectory() as folder:
+    with witness("stalls", 0.005) as url, tempfile.TemporaryDirectory() as folder:
         users = Path(folder) / "locustfile.py"
         users.write_text(USERS)
         command = [program, "-f", str(users), "--headless", "-u", "10", "-r", "10", "-t", f"{seconds}s", "-H", url]
@@ -70,7 +71,7 @@ def run_locust(program: str, seconds: int, true_ms: list[float]) -> dict[str, fl
 
 def run_wrk(program: str, seconds: int, true_ms: list[float]) -> dict[str, float]:
     """Ten connections as fast as they go: wrk has no rate to ask for, and no P95."""
-    with server(0.005, stalls=True) as url:
+    with witness("stalls", 0.005) as url:
         said = subprocess.run(
             [program, "-t1", "-c10", f"-d{seconds}s", "--latency", url], capture_output=True, text=True, check=True
         ).stdout

@@ -1,7 +1,10 @@
 """Attempt: one request due, and its bytes with a trace header of its own."""
 
+import functools
 import random
-from typing import NamedTuple
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 from paceline.load.address import Address
 from paceline.load.scenario import Body
@@ -58,6 +61,13 @@ class Encoder:
         """The encoded form of this very object. Raises ValueError for a header with a line break."""
         return self._encoded.get(id(body)) or self._add(body)
 
+    def encode_all(self, bodies: Sequence[Body]) -> Sequence[Encoded]:
+        """Of each, as `encode`; 0.05 us for one known."""
+        found = list(map(self._encoded.get, map(id, bodies)))
+        if None in found:
+            return [self.encode(body) for body in bodies]
+        return cast("list[Encoded]", found)
+
     def trace_id(self, index: int) -> str:
         """The trace id of a request."""
         return f"{self.trace_high}{trace_low(self.trace_base, index):016x}"
@@ -66,14 +76,14 @@ class Encoder:
         """What tells this request from all others, as it goes on the wire."""
         return b"%016x-%016x" % ((trace_low(self.trace_base, index),) * 2)
 
-    def marks(self, first: int, step: int, count: int) -> list[bytes]:
+    def marks(self, first: int, step: int, count: int) -> Sequence[bytes]:
         """The marks of `count` requests, every `step`-th from `first`: 0.1 us each where one alone costs 0.6."""
         import numpy as np
 
         indexes = np.arange(first, first + step * count, step, dtype=np.uint64)
         lows = indexes * np.uint64(TRACE_STEP) + np.uint64(self.trace_base)  # wraps, as trace_low does
-        words = np.repeat(lows, 2).astype(">u8").tobytes().hex("-", 8).encode()
-        return [words[at : at + _MARK_BYTES] for at in range(0, len(words), _MARK_BYTES + 1)]
+        words = np.repeat(lows, 2).astype(">u8").tobytes().hex("-", 8).encode() + b"-"
+        return _cutter(count).unpack(words)
 
     def _add(self, body: Body) -> Encoded:
         naming = 0
@@ -99,3 +109,8 @@ class Encoder:
         data = encode_request(body.method, self._address.prefix + body.path, host, pairs, body.data)
         before, _, after = data.partition(_TRACEPARENT.encode())
         return before + f"00-{self.trace_high}".encode(), b"-01" + after
+
+
+@functools.cache
+def _cutter(count: int) -> struct.Struct:
+    return struct.Struct(f"{_MARK_BYTES}sx" * count)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from paceline.load.attempt import Encoded, Encoder
 from paceline.load.source import Drawn, Share, Source
 
-_BATCH = 128  # takes 0.1 ms to make ready; bodies never sent before, 0.5 ms
+_BATCH = 128  # 0.03 ms to make ready; 0.5 ms where each body is a new one
 
 Card = tuple[int, Encoded, bytes]  # its index in the scenario's sequence, the request, its mark
 
@@ -34,8 +34,10 @@ class Deck:
         return index, self._encoder.encode(body), self._encoder.mark(index)
 
     def _deal(self, source: Drawn) -> None:
-        encoded = [self._encoder.encode(body) for body in source.some(_BATCH)]
+        encoded = self._encoder.encode_all(source.some(_BATCH))
         first, step, count = self._index, self._step, len(encoded)
         self._index += step * count
+        if not count:
+            return
         marks = self._encoder.marks(first, step, count)
         self.dealt = iter(list(zip(range(first, self._index, step), encoded, marks, strict=True)))

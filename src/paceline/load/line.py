@@ -8,11 +8,12 @@ from typing import Protocol
 
 from paceline.load.answer import Answer, Heads
 from paceline.load.attempt import Attempt, Encoded
-from paceline.load.readiness import WRITABLE, Readiness
+from paceline.load.readiness import READABLE, WRITABLE, Readiness
 from paceline.store.rows import ERRORS
 
 FINE, TIMEOUT, CONNECTION, STATUS, CHECK = range(len(ERRORS))
 READ_BYTES = 64 * 1024
+_MOST_READS = 16  # before the others have their turn
 _monotonic = time.monotonic
 
 
@@ -143,24 +144,28 @@ class Line:
         """The socket can be read or written (see Watched)."""
         if event & WRITABLE:
             self._write()
-        if event == WRITABLE or self.closed:
+        if event == WRITABLE:
             return
-        if self._read(now_s) and self._is_tls:
-            connected = self._socket
-            while not self.closed and connected.pending() and self._read(now_s):  # type: ignore[attr-defined]  # TLS
-                pass
+        to_the_end = self._is_tls or event & ~(READABLE | WRITABLE)  # TLS comes by the record; or the end has come
+        for _ in range(_MOST_READS):
+            if self.closed:
+                return
+            size = self._read(now_s)
+            if size is None or not (to_the_end or size == READ_BYTES):
+                return
+        self._readiness.tell_again(self._descriptor)
 
-    def _read(self, now_s: float) -> bool:
-        """True when something came."""
+    def _read(self, now_s: float) -> int | None:
+        """How many bytes came; None: nothing is left to read."""
         try:
             data = self.recv(READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
+            return None
         except OSError:
             self.broken()
-            return False
+            return None
         self.received(data, now_s)
-        return True
+        return len(data)
 
     def received(self, data: bytes, now_s: float) -> None:
         """These bytes came, or none: the end."""
@@ -181,19 +186,16 @@ class Line:
         self._take_long_way(data, now_s)
 
     def _write(self) -> None:
-        if self._rest is None:
-            self._readiness.watch_writing(self._descriptor, on=False)
-            return
         try:
-            sent = self.send(self._rest)
+            while self._rest is not None:
+                sent = self.send(self._rest)
+                self._rest = self._rest[sent:] if sent < len(self._rest) else None
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return
         except OSError:
             self.broken()
             return
-        self._rest = self._rest[sent:] if sent < len(self._rest) else None
-        if self._rest is None:
-            self._readiness.watch_writing(self._descriptor, on=False)
+        self._readiness.watch_writing(self._descriptor, on=False)
 
     # --- the long way --------------------------------------------------------------------------------------------
 

@@ -120,6 +120,12 @@ class Pool:
         self.allowed = min(self.limit, max(count, 1))
         self._grow()
 
+    def spare(self) -> None:
+        """Open one more, beyond what was allowed: what comes next will find none idle."""
+        if len(self._opening) < _CONNECTING_AT_ONCE and self._count() < self.limit:
+            self.allowed = min(self.limit, max(self.allowed, self._count() + 1))
+            self._opening.add(asyncio.get_running_loop().create_task(self._open_one()))
+
     async def close(self) -> None:
         """Close every line and give up opening more. Requests under way are forgotten."""
         self.waiting.clear()

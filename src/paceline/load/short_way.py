@@ -33,8 +33,6 @@ def short_way(turns: Turns) -> Callable[[Events, float], None]:  # noqa: C901 - 
         nonlocal read_bytes, prefix, whole_bytes, body_bytes, status, cache
         head = known.get(data[: data.find(b"\r\n\r\n")])
         if head is None or len(data) != head.whole_bytes or head.status >= 400:
-            if len(data) == read_bytes:
-                read_bytes = READ_BYTES
             return False
         prefix, whole_bytes, body_bytes = head.prefix, head.whole_bytes, head.body_bytes
         status, cache = head.status, head.cache
@@ -42,6 +40,7 @@ def short_way(turns: Turns) -> Callable[[Events, float], None]:  # noqa: C901 - 
         return True
 
     def take(events: Events, now_s: float) -> None:  # noqa: C901
+        nonlocal read_bytes
         dealt, quick = deck.dealt, turns.is_quick(now_s)
         done = sent = 0
         for descriptor, event in events:
@@ -100,6 +99,9 @@ def short_way(turns: Turns) -> Callable[[Events, float], None]:  # noqa: C901 - 
                 line.ready(event, now_s)
             elif line.busy:
                 line.received(data, now_s)
+                if len(data) == read_bytes:
+                    read_bytes = READ_BYTES
+                    line.ready(event, now_s)
             else:  # answered, and the deck is to be dealt anew
                 turns.turn(line.user, now_s, line)
             dealt, quick = deck.dealt, turns.is_quick(now_s)

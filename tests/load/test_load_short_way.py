@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def answers(seed: int) -> list[tuple[bytes, int | None]]:
     return [draw.choice(kinds[: draw.choice([1, 3, 12])]) for _ in range(150)]
 
 
-def recorded(scenario: Scenario, said: list[tuple[bytes, int | None]]) -> tuple[list[Request], list[bytes]]:
+def recorded(scenario: Scenario, said: Sequence[tuple[bytes, int | None]]) -> tuple[list[Request], list[bytes]]:
     """What is recorded of these answers, said in turn; and the requests. An answer with a number is cut there."""
     seen: list[bytes] = []
 

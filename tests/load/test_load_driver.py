@@ -17,6 +17,7 @@ from paceline.errors import ConfigError, ServiceError
 from paceline.load.driver import Snapshot, drive
 from paceline.load.health import Health
 from paceline.load.scenario import Scenario
+from paceline.load.shapes import stays
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import create_run
@@ -348,8 +349,9 @@ def test_users_start_over_the_ramp(tmp_path: Path) -> None:
         return answer(request)
 
     requests, _ = driven(tmp_path, closed(users=4, requests=4, ramp_s=0.04), handler)
+    due_s = [stay.start_s for stay in stays(closed(users=4, ramp_s=0.04))]
     starts = [r.intended_s - requests[0].intended_s for r in requests]
-    assert starts == pytest.approx([0.0, 0.01, 0.02, 0.03], abs=1e-6)
+    assert starts == pytest.approx([at_s - due_s[0] for at_s in due_s], abs=1e-6)
 
 
 def test_a_user_thinks_between_requests(tmp_path: Path) -> None:
@@ -403,7 +405,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 
         server = await serve(handler, "127.0.0.1", 0)
         await at(tmp_path, closed(users=8, requests=8, timeout_s=0.01), server.port)
-        left = {t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "drive" in repr(t)}
+        left = {t for t in asyncio.all_tasks() if "paceline/load/" in str(getattr(t.get_coro(), "cr_code", ""))}
         await asyncio.sleep(0.01)
         busy = server.busy
         await server.close(grace_s=0)

@@ -61,7 +61,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     users: int | None = None
     requests: int | None = None
     duration_s: float | None = None
-    ramp_s: float = 0.0  # users start evenly over this time
+    ramp_s: float = 0.0  # one user starts in each of `users` equal parts of it, at a random moment
     think_s: float = 0.0  # between an answer and the same user's next request
     rate_per_s: float | None = None
     shape: list[Stage] = []  # steps, ramps and bursts; then it says users or rate, and how long
@@ -229,6 +229,12 @@ class Question:
 
 def picks(asked: list[Question], scenario: Scenario, rng: random.Random) -> Iterator[Body]:
     """Questions in the scenario's order of picking. Weights count for "uniform" and "zipf"."""
+    if len(asked) == 1 and len(asked[0].variants) == 1:
+        return itertools.repeat(asked[0].variants[0])
+    return _picks(asked, scenario, rng)
+
+
+def _picks(asked: list[Question], scenario: Scenario, rng: random.Random) -> Iterator[Body]:
     if scenario.pick == SEQUENCE:
         order: Iterator[Question] = itertools.cycle(asked)
     else:

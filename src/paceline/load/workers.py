@@ -32,7 +32,7 @@ from paceline.store.folder import RunFolder, disk_errors, open_run
 _START_IN_S = 0.05  # for the word to arrive everywhere
 _STOP_WITHIN_S = 5.0
 _LINE_BYTES = 1 << 22
-_ERRORS = {kind.__name__: kind for kind in (ServiceError, ConfigError, InputError, MeasurementError)}
+ERRORS = {kind.__name__: kind for kind in (ServiceError, ConfigError, InputError, MeasurementError)}
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,7 +273,7 @@ class _Crew:
 
     def _raise_failure(self, worker: _Worker) -> None:
         if worker.failed is not None:
-            raise _ERRORS.get(worker.failed.kind, MeasurementError)(worker.failed.message)
+            raise ERRORS.get(worker.failed.kind, MeasurementError)(worker.failed.message)
 
 
 def together(parts: Sequence[Progress], speed: float) -> Snapshot:

@@ -24,7 +24,7 @@ from paceline.cli import load_cache, load_gates, load_locust, load_options, load
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
-    from paceline.load.driver import Snapshot
+    from paceline.load.driver import Drive, Snapshot
     from paceline.load.knee import Knee
     from paceline.load.scenario import Scenario
     from paceline.model.figures import Objective
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Drive, then print; 1 when an objective failed or nothing succeeded, 4 when the generator spoiled the figures."""
     load_options.check(args)
+    load_locust.check(args)
     if args.presets:
         return _list_presets(args)
     if args.openapi is not None:
@@ -111,7 +112,6 @@ def _draft(args: argparse.Namespace) -> int:
 def _at_url(args: argparse.Namespace) -> _Driving:
     """Driving scenarios one after the other, or looking for the knee, at a URL."""
     from paceline.load.address import Address
-    from paceline.load.driver import drive
     from paceline.load.progress import show_progress
     from paceline.store.folder import create_run, open_run
 
@@ -131,13 +131,14 @@ def _at_url(args: argparse.Namespace) -> _Driving:
     async def work() -> None:
         stopped = None
         with _kept(folder, own) as ended:
-            with load_watch.watching(args, folder), show_progress() as progress:
-                if search is not None:
-                    driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls)
-                else:
-                    for scenario in scenarios:
-                        info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
-                        stopped = stopped or info.stopped
+            async with load_locust.driving(args) as drive:
+                with load_watch.watching(args, folder), show_progress() as progress:
+                    if search is not None:
+                        driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls, drive)
+                    else:
+                        for scenario in scenarios:
+                            info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
+                            stopped = stopped or info.stopped
             ended(stopped)
 
     driving.work = work
@@ -189,12 +190,13 @@ async def _find_knee(
     folder: "RunFolder",
     progress: "Callable[[Snapshot], None]",
     tls: ssl.SSLContext | None,
+    drive: "Drive",
 ) -> "Knee":
     from paceline.load.knee import driven_trials, find_knee
 
     search = load_options.knee_search(args)
     measure = driven_trials(
-        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls
+        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls, drive=drive
     )
     return await find_knee(search, measure)
 

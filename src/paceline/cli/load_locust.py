@@ -1,8 +1,10 @@
-"""`paceline load --locust`: the options, and what they ask of Locust."""
+"""Locust in `paceline load`: a locustfile to run, or Locust workers that drive a scenario; the options of both."""
 
 import argparse
+import contextlib
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -10,15 +12,17 @@ from urllib.parse import urlsplit
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from paceline.load.driver import Drive
     from paceline.load.locust.locustfile import LocustLoad
     from paceline.load.snapshot import Snapshot
     from paceline.store.folder import RunFolder
 
 # What says how much or what to send; a locustfile does that itself. --users and --duration go with it.
+_MASTER = "127.0.0.1:5557"  # Locust's own port
 _NOT_WITH = (
     *("--rate", "--stage", "--preset", "--replay", "--find-knee", "--file", "--cache-test"),
     *("--requests", "--ramp", "--think", "--poisson", "--cv", "--speed", "--processes", "--scenario"),
-    *("--method", "--bodies", "--pick", "--header", "--expect", "--expect-status", "--insecure"),
+    *("--locust-workers", "--method", "--bodies", "--pick", "--header", "--expect", "--expect-status", "--insecure"),
 )
 
 
@@ -26,22 +30,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of Locust."""
     of = parser.add_argument_group("Locust (needs paceline[locust])")
     of.add_argument(
-        "--locust", type=Path, metavar="FILE", help="run this locustfile unchanged; with --users, --duration, URL as host"
+        "--locust",
+        type=Path,
+        metavar="FILE",
+        help="run this locustfile unchanged; with --users, --duration, URL as host",
     )
     of.add_argument("--spawn-rate", type=float, metavar="R", help="users that Locust starts a second (default: 1)")
     of.add_argument(
         "--locust-args", metavar="TEXT", help="more of Locust's own options, such as --locust-args='--tags read'"
     )
+    of.add_argument(
+        "--locust-workers",
+        type=int,
+        metavar="N",
+        help="have N Locust workers, on any machines, share the work of sending",
+    )
+    of.add_argument(
+        "--locust-master", metavar="HOST:PORT", help=f"where workers connect to (default: {_MASTER}); no one is checked"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what belongs to Locust without it. Raises ConfigError with one sentence."""
+    for name in ("--spawn-rate", "--locust-args"):
+        if args.locust is None and _is_given(args, name):
+            msg = f"{name} goes with --locust FILE"
+            raise ConfigError(msg)
+    if args.locust_workers is None:
+        if args.locust_master is not None:
+            msg = "--locust-master goes with --locust-workers N"
+            raise ConfigError(msg)
+        return
+    if args.locust_workers < 1:
+        msg = f"--locust-workers must be at least 1; got {args.locust_workers}"
+        raise ConfigError(msg)
+    for name in ("--processes", "--cache-test"):
+        if _is_given(args, name):
+            msg = f"--locust-workers and {name} exclude each other"
+            raise ConfigError(msg)
+    if args.target is not None and "://" not in args.target:
+        msg = "--locust-workers goes with a URL; load DIR starts the application here and drives it from here"
+        raise ConfigError(msg)
+    _master(args.locust_master)
+
+
+@contextlib.asynccontextmanager
+async def driving(args: argparse.Namespace) -> "AsyncIterator[Drive]":
+    """What drives a scenario: this process, or Locust workers once all have come."""
+    from paceline.load.driver import drive as drive_here
+
+    if args.locust_workers is None:
+        yield drive_here
+        return
+    from paceline.load.locust.fleet import gather
+
+    host, port = _master(args.locust_master)
+    async with gather(host, port, args.locust_workers, say=lambda text: print(text, file=sys.stderr)) as fleet:
+        yield fleet.drive
 
 
 def load_of(args: argparse.Namespace) -> "LocustLoad":
     """The options as what to run. Raises ConfigError."""
-    from paceline.load.locust.locustfile import LocustLoad, require_locust
+    from paceline.load.locust.locustfile import LocustLoad
+    from paceline.load.locust.program import require_locust
 
     require_locust("--locust")
     for name in _NOT_WITH:
-        value = getattr(args, name.removeprefix("--").replace("-", "_"))
-        if value is not None and value is not False and value != []:
+        if _is_given(args, name):
             msg = f"--locust and {name} exclude each other: the locustfile says what to send"
             raise ConfigError(msg)
     for name, given in (("--users", args.users), ("--duration", args.duration), ("--spawn-rate", args.spawn_rate)):
@@ -89,3 +144,16 @@ def _more(text: str | None) -> list[str]:
     except ValueError as error:
         msg = f"--locust-args: {error}; got {text!r}"
         raise ConfigError(msg) from error
+
+
+def _master(text: str | None) -> tuple[str, int]:
+    host, colon, port = (text or _MASTER).rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        msg = f"--locust-master must look like 0.0.0.0:5557; got {text!r}"
+        raise ConfigError(msg)
+    return host.strip("[]"), int(port)
+
+
+def _is_given(args: argparse.Namespace, name: str) -> bool:
+    value = getattr(args, name.removeprefix("--").replace("-", "_"))
+    return value is not None and value is not False and value != []

@@ -13,7 +13,7 @@ import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from paceline.errors import ConfigError, InputError, MeasurementError, PacelineE
 from paceline.load.address import Address
 from paceline.load.driving import INTERRUPTED, Driving, add_info
 from paceline.load.health import trouble_of
+from paceline.load.links import Link, ProcessLink
 from paceline.load.scenario import CLOSED, Scenario
 from paceline.load.snapshot import Snapshot
 from paceline.load.source import Share
@@ -31,7 +32,6 @@ from paceline.store.folder import RunFolder, disk_errors, open_run
 
 _START_IN_S = 0.05  # for the word to arrive everywhere
 _STOP_WITHIN_S = 5.0
-_LINE_BYTES = 1 << 22
 ERRORS = {kind.__name__: kind for kind in (ServiceError, ConfigError, InputError, MeasurementError)}
 
 
@@ -99,6 +99,14 @@ class Result(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = Ready | Progress | Failed | Result
+Hire = Callable[[Order], Awaitable[Link]]
+
+
+async def hire_here(order: Order) -> Link:
+    """A worker process of this machine."""
+    link = await ProcessLink.start(order.part, order.of)
+    link.tell(msgspec.json.encode(order).decode())
+    return link
 
 
 async def drive_together(
@@ -110,16 +118,19 @@ async def drive_together(
     speed: float,
     progress: Callable[[Snapshot], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    hire: Hire = hire_here,
+    start_in_s: float = _START_IN_S,
 ) -> ScenarioInfo:
     """Drive a scenario with several processes and return what they did together; as `drive` in every other respect.
 
+    `hire` gives each its order, on whatever machine; `start_in_s` is how long the word to start needs to be everywhere.
     A worker that dies ends the scenario early: its load is missing. What it had recorded is kept.
     """
     address = Address.parse(base_url, tls)
     most = scenario.users if scenario.model == CLOSED else scenario.requests
     count = min(processes, most or processes)
     trust = Trust.of(address.tls) if tls is not None and address.tls is not None else None
-    crew = _Crew(progress)
+    crew = _Crew(progress, hire)
     try:
         for part in range(count):
             order = Order(
@@ -132,7 +143,7 @@ async def drive_together(
                 trust=trust,
             )
             await crew.hire(order)
-        await crew.all_ready()
+        await crew.all_ready(start_in_s)
         await crew.work()
     except asyncio.CancelledError:
         crew.stop(INTERRUPTED)
@@ -153,60 +164,39 @@ async def drive_together(
 
 
 class _Worker:
-    """One process, as seen from outside."""
+    """One worker, as seen from outside."""
 
-    def __init__(self, process: asyncio.subprocess.Process, order: Order) -> None:
-        self.process, self.order = process, order
+    def __init__(self, link: Link, order: Order) -> None:
+        self.link, self.order = link, order
         self.is_ready = asyncio.Event()
         self.failed: Failed | None = None
         self.result: Result | None = None
         self.progress: Progress | None = None
 
-    def tell(self, line: str) -> None:
-        """Write a line to its input; it may be gone."""
-        assert self.process.stdin is not None  # noqa: S101 - it was started with a pipe
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            self.process.stdin.write(line.encode() + b"\n")
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"generator process {self.order.part + 1} of {self.order.of}"
-
 
 class _Crew:
     """All workers of a scenario. `dismiss` leaves no process behind."""
 
-    def __init__(self, progress: Callable[[Snapshot], None] | None) -> None:
-        self._progress = progress
+    def __init__(self, progress: Callable[[Snapshot], None] | None, hire: Hire) -> None:
+        self._progress, self._hire = progress, hire
         self._workers: list[_Worker] = []
         self._listening: list[asyncio.Task[None]] = []  # awaited by work() or dismiss()
         self.stopped: str | None = None
 
     async def hire(self, order: Order) -> None:
-        """Start a worker."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "paceline.load.workers",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C reaches us, and we tell them
-        )
-        worker = _Worker(process, order)
+        """Have a worker take an order."""
+        worker = _Worker(await self._hire(order), order)
         self._workers.append(worker)
-        worker.tell(msgspec.json.encode(order).decode())
         self._listening.append(asyncio.create_task(self._listen(worker)))
 
-    async def all_ready(self) -> None:
+    async def all_ready(self, start_in_s: float) -> None:
         """Wait until everybody is; raises what kept one from it."""
         for worker in self._workers:
             await worker.is_ready.wait()
             self._raise_failure(worker)
-        start_s = time.monotonic() + _START_IN_S
+        start_s = time.monotonic() + start_in_s
         for worker in self._workers:
-            worker.tell(f"start {start_s!r}")
+            worker.link.tell(f"start {start_s!r}")
 
     async def work(self) -> None:
         """Wait until everybody has finished; raises what ended one."""
@@ -218,15 +208,12 @@ class _Crew:
         """Tell everybody to send nothing more."""
         self.stopped = self.stopped or reason
         for worker in self._workers:
-            worker.tell(f"stop {reason}")
+            worker.link.tell(f"stop {reason}")
 
     async def dismiss(self) -> None:
         """End what still runs."""
         for worker in self._workers:
-            if worker.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.kill()
-            await worker.process.wait()
+            await worker.link.dismiss()
         for task in self._listening:
             task.cancel()
         await asyncio.gather(*self._listening, return_exceptions=True)
@@ -240,16 +227,14 @@ class _Crew:
         return merged(results, [p.snapshot.done for p in lost], len(self._workers), self.stopped)
 
     async def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None  # noqa: S101 - it was started with a pipe
         try:
-            async for line in worker.process.stdout:
+            async for line in worker.link.lines():
                 self._hear(worker, msgspec.json.decode(line, type=Message))
         finally:
             worker.is_ready.set()
-        code = await worker.process.wait()
+        how = await worker.link.how()
         if worker.result is None and worker.failed is None:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            reason = f"{worker.name} {how}; what it had recorded is kept"
+            reason = f"{worker.link.name} {how}; what it had recorded is kept"
             if not any(w.result or w.progress for w in self._workers):
                 worker.failed = Failed("MeasurementError", reason)
             self.stop(reason)

@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import importlib.util
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +12,16 @@ import msgspec
 from paceline.errors import ConfigError, MeasurementError
 from paceline.load.driving import INTERRUPTED, add_info
 from paceline.load.locust.messages import Ended, SessionMessage, SessionOrder, SessionProgress
+from paceline.load.locust.program import Program, require_locust
 from paceline.load.snapshot import Snapshot
 from paceline.load.workers import ERRORS, Failed
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import RunFolder
 
-MISSING = "needs Locust, which is not installed: pip install 'paceline[locust]'"
 _END_WITHIN_S = 10.0  # after SIGTERM: on_stop of every user may still ask something
 _CLOCK = (
-    "clock: Locust's users wait for an answer before they want the next one, so what a stall keeps them from sending is "
-    "missing and quantiles look better than they are (coordinated omission); --rate drives without that"
+    "clock: Locust's users wait for an answer before they want the next one, so what a stall keeps them from sending "
+    "is missing and quantiles look better than they are (coordinated omission); --rate drives without that"
 )
 _PACED = (
     "clock: these users are paced, so latency counts from when each task was due; what came due while they waited was "
@@ -61,13 +58,6 @@ class LocustOutcome:
     complaint: str | None  # why the locustfile itself calls the run failed
 
 
-def require_locust(what: str) -> None:
-    """Raise ConfigError when Locust is not installed."""
-    if importlib.util.find_spec("locust") is None:
-        msg = f"{what} {MISSING}"
-        raise ConfigError(msg)
-
-
 async def drive_locustfile(
     load: LocustLoad, run: RunFolder, *, progress: Callable[[Snapshot], None] | None = None
 ) -> LocustOutcome:
@@ -90,8 +80,7 @@ async def drive_locustfile(
         await session.start()
         await session.listen()
     except asyncio.CancelledError:
-        session.interrupted = True
-        session.stop(signal.SIGTERM)
+        session.interrupt()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_WITHIN_S):
                 await session.listen()
@@ -112,9 +101,7 @@ class _Session:
     def __init__(self, load: LocustLoad, run: RunFolder, progress: Callable[[Snapshot], None] | None) -> None:
         self._load, self._run, self._show = load, run, progress
         self.interrupted = False
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader = asyncio.StreamReader(limit=1 << 24)
-        self._transport: asyncio.BaseTransport | None = None
+        self._program: Program | None = None
         self._last: SessionProgress | None = None
         self._failed: Failed | None = None
         self._ended: Ended | None = None
@@ -130,37 +117,15 @@ class _Session:
             duration_s=load.duration_s,
             stop_error_ratio=load.stop_error_ratio,
         )
-        reading, writing = os.pipe()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "paceline.load.locust.session",
-                str(writing),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=2,  # what the locustfile prints; ours is for results
-                pass_fds=[writing],
-                start_new_session=True,  # Ctrl-C reaches us, and we tell it
-            )
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: protocol, os.fdopen(reading, "rb", 0)
-        )
-        assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
-        with contextlib.suppress(ConnectionError):
-            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-            await self._process.stdin.drain()
-        self._process.stdin.close()
+        self._program = await Program.start("session")
+        self._program.tell(order)
 
     async def listen(self) -> None:
         """Hear it out."""
-        async for message in self._messages():
-            match message:
+        if self._program is None:
+            return
+        async for line in self._program.hear():
+            match message := msgspec.json.decode(line, type=SessionMessage):
                 case SessionProgress():
                     self._last = message
                     if self._show is not None:
@@ -169,27 +134,17 @@ class _Session:
                     self._failed = message
                 case Ended():
                     self._ended = message
-        if self._process is not None:
-            await self._process.wait()
 
-    async def _messages(self) -> AsyncIterator[SessionMessage]:
-        async for line in self._reader:
-            if line.endswith(b"\n"):
-                yield msgspec.json.decode(line, type=SessionMessage)
-
-    def stop(self, number: signal.Signals) -> None:
-        """Send it a signal; it may be gone."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+    def interrupt(self) -> None:
+        """Have Locust end its users."""
+        self.interrupted = True
+        if self._program is not None:
+            self._program.signal(signal.SIGTERM)
 
     async def dismiss(self) -> None:
         """End what still runs."""
-        self.stop(signal.SIGKILL)
-        if self._process is not None:
-            await self._process.wait()
-        if self._transport is not None:
-            self._transport.close()
+        if self._program is not None:
+            await self._program.dismiss()
 
     def info(self) -> ScenarioInfo | None:
         """What it did; None when nothing was recorded."""
@@ -230,8 +185,7 @@ class _Session:
         return (users or 0) / rate_per_s if rate_per_s else 0.0
 
     def _how(self) -> str:
-        code = self._process.returncode if self._process is not None else None
-        return f"Locust was killed by signal {-code}" if code is not None and code < 0 else f"Locust ended with {code}"
+        return f"Locust {self._program.how}" if self._program is not None else "Locust was not started"
 
     def error(self) -> Exception:
         """Why there is nothing to show."""

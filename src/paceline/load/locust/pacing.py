@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 class Pace:
     """One user's waiting. Times are seconds on time.monotonic().
 
-    A user sleeps between tasks. When it wakes later than it wanted, its next request is late by as much. Where the pause
-    is fixed by `constant_pacing` or `constant_throughput`, it is also known when the task was due although the one
+    A user sleeps between tasks. When it wakes later than it wanted, its next request is late by as much. Where pauses
+    are worked out by `constant_pacing` or `constant_throughput`, it is also known when a task was due although the one
     before took too long: Locust then starts at once, one task late, and drops those that came due meanwhile.
     """
 
@@ -35,7 +35,7 @@ class Pace:
         self.late_s = max(0.0, now_s - due_s)
 
     def sends(self) -> tuple[float, int]:
-        """How much the request that begins now is late, and how many tasks were skipped before it; asked once a task."""
+        """How late the request that begins now is, and how many tasks were skipped before it; then both are 0."""
         late_s, skipped = self.late_s, self.skipped
         self.late_s, self.skipped = 0.0, 0
         return late_s, skipped

@@ -233,4 +233,3 @@ def _trace_header(response: object) -> str | None:
         found = headers.get(TRACE_HEADER) if headers is not None else None
         return found.decode() if isinstance(found, bytes) else found
     return None
-

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import gevent
 import locust.main
@@ -28,6 +29,7 @@ from paceline.load.locust.recording import TRACE_HEADER, Recording
 from paceline.load.workers import Failed
 from paceline.store.folder import disk_errors, open_run
 
+S = TypeVar("S")
 _BEAT_S = 0.05
 _BEATS_PER_SNAPSHOT = 5
 _LEAST_FOR_RATIO = 100  # requests before the share of errors counts
@@ -59,7 +61,7 @@ class Session:
         self.most_users = self._users = 0
         self.exceptions: dict[str, int] = {}  # in tasks and on_start, by what was said
         self.said: list[str] = []  # errors of Locust's own before it began
-        self._environment: Any = None
+        self.environment: Any = None
         self._is_stopping = False
         self._parent = os.getppid()
         self._pacings: dict[Any, float | None] = {}
@@ -68,7 +70,7 @@ class Session:
 
     def on_init(self, environment: Any, **_: Any) -> None:
         """Locust is set up, nobody is spawned yet."""
-        self._environment = environment
+        self.environment = environment
         logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # its table; ours follows
         gevent.get_hub().exception_stream = None  # every one is logged, too
         gevent.get_hub().loop.update_now()  # stale since locustfile and Locust were imported: timers would end early
@@ -124,12 +126,12 @@ class Session:
         events.test_stopping.add_listener(self.on_test_stopping)
         events.request.add_listener(self.on_request)
         events.user_error.add_listener(self.on_user_error)
-        sleep, prepare, urlopen = TaskSet._sleep, HttpSession.prepare_request, LocustUserAgent.urlopen
+        sleep, prepare, urlopen = TaskSet._sleep, HttpSession.prepare_request, LocustUserAgent.urlopen  # noqa: SLF001
 
         # The one place where every pause between tasks goes through; there is no event for it (Locust 2.47).
         def watched(tasks: Any, pause_s: float) -> None:
             pacing_s, holder = self._pacing_of(tasks)
-            seen, pace = self._seen(tasks.user), _of(holder, "_paceline_pace", Pace)
+            seen, pace = self.seen(tasks.user), _of(holder, "_paceline_pace", Pace)
             now_s = time.monotonic()
             due_s = pace.pauses(now_s, pause_s, pacing_s)
             seen.pace = pace
@@ -151,7 +153,8 @@ class Session:
                 headers[TRACE_HEADER] = self._sends()
             return urlopen(agent, url, method, headers, *args, **kwargs)
 
-        TaskSet._sleep, HttpSession.prepare_request, LocustUserAgent.urlopen = watched, prepared, opened
+        TaskSet._sleep = watched  # noqa: SLF001
+        HttpSession.prepare_request, LocustUserAgent.urlopen = prepared, opened
 
     def _late(self, late_s: float) -> None:
         if not self._is_stopping:
@@ -164,12 +167,14 @@ class Session:
             seen.last = header
         return header
 
-    def _seen(self, user: Any) -> _Seen:
-        found = getattr(user, "_paceline_seen", None)
-        if found is None:
-            found = user._paceline_seen = _Seen(self._users)
+    def seen(self, user: Any) -> _Seen:
+        """What is known of a user; users are numbered as they are first seen."""
+
+        def new() -> _Seen:
             self._users += 1
-        return found
+            return _Seen(self._users - 1)
+
+        return _of(user, "_paceline_seen", new)
 
     def _pacing_of(self, tasks: Any) -> tuple[float | None, Any]:
         """The pacing that decides these tasks' pauses, and whose it is."""
@@ -194,7 +199,7 @@ class Session:
                     self.recording.flush()
             except PacelineError as error:
                 self._fail(error)
-            runner = self._environment.runner
+            runner = self.environment.runner
             self.most_users = max(self.most_users, runner.user_count)
             if beat % _BEATS_PER_SNAPSHOT == 0:
                 self.say(SessionProgress(self.recording.snapshot(self.order.duration_s), self.most_users))
@@ -210,7 +215,7 @@ class Session:
 
     def _quit(self, reason: str) -> None:
         self.stopped = self.stopped or reason
-        gevent.spawn(self._environment.runner.quit)  # not from here: it waits for greenlets, and this may be one
+        gevent.spawn(self.environment.runner.quit)  # not from here: it waits for greenlets, and this may be one
 
     def _refuse(self, problem: str) -> None:
         self.failed = Failed("ConfigError", f"{self.order.locustfile}: {problem}")
@@ -231,7 +236,7 @@ class Session:
 
     def end(self) -> None:
         """Write the last records and say what came of it."""
-        recording, environment = self.recording, self._environment
+        recording, environment = self.recording, self.environment
         cut_off = recording.cut_off
         try:
             with disk_errors(recording.run.path):
@@ -287,7 +292,7 @@ def _seen_now() -> _Seen | None:
         args = getattr(greenlet, "args", None)
         if args and isinstance(args[0], User):
             assert _session is not None  # noqa: S101 - set before Locust starts
-            return _session._seen(args[0])
+            return _session.seen(args[0])
         spawner = getattr(greenlet, "spawning_greenlet", None)
         greenlet = spawner() if spawner is not None else None
         if greenlet is None:
@@ -295,8 +300,9 @@ def _seen_now() -> _Seen | None:
     return None
 
 
-def _of(holder: Any, name: str, make: Any) -> Any:
-    found = holder.__dict__.get(name)
+def _of(holder: Any, name: str, make: Callable[[], S]) -> S:
+    """An attribute of ours on an object of Locust's, made when it is first asked for."""
+    found: S | None = holder.__dict__.get(name)
     if found is None:
         found = make()
         setattr(holder, name, found)
@@ -340,7 +346,7 @@ def main() -> None:
     try:
         locust.main.main()
     except SystemExit as end:
-        if session._environment is None and end.code:
+        if session.environment is None and end.code:
             session.failed = Failed("ConfigError", _refusal(session.said, order.locustfile))
     except KeyboardInterrupt:
         session.stopped = "interrupted"

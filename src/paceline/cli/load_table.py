@@ -111,8 +111,10 @@ def _facts(info: ScenarioInfo, figures: Figures, data: RunData) -> list[str]:
 
 
 def _generator(info: ScenarioInfo) -> str:
-    if info.driver and info.lag_p99_s is None:
-        return f"generator: {info.driver}, how late it was is not known" + (f"; {info.stopped}" if info.stopped else "")
+    if info.generator_cpu_ratio is None:
+        return f"generator: {info.driver or 'lost'}, how late it was is not known" + (
+            f"; {info.stopped}" if info.stopped else ""
+        )
     lag_ms = (info.lag_p99_s or 0.0) * 1e3
     said = f"generator: p99 {lag_ms:.1f} ms late, {info.generator_cpu_ratio or 0.0:.0%} of a core"
     said += f", {info.driver}" if info.driver else f", seed {info.seed}"

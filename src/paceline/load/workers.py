@@ -154,13 +154,37 @@ async def drive_together(
         raise
     finally:
         await crew.dismiss()
-        info = crew.info()
+        info = crew.info() or _salvaged(scenario, run, crew.stopped, count)
         if info is not None and info.requests:
             add_info(run, info)
     if info is None:
         msg = "the load generator's processes ended without a result"
         raise MeasurementError(msg)
     return info
+
+
+def _salvaged(scenario: Scenario, run: RunFolder, stopped: str | None, processes: int) -> ScenarioInfo | None:
+    """From what workers left on disk of whom none has finished; None when there is nothing."""
+    kept = run.requests(scenario.name) if stopped is not None else []
+    if not kept:
+        return None
+    return ScenarioInfo(
+        name=scenario.name,
+        model=scenario.model,
+        users=scenario.users,
+        ramp_s=scenario.ramp_s,
+        think_s=scenario.think_s,
+        rate_per_s=scenario.rate_per_s,
+        arrivals=scenario.arrivals,
+        cv=scenario.cv,
+        requests=len(kept),
+        seed=scenario.seed,
+        timeout_s=scenario.timeout_s,
+        started_s=min(request.intended_s for request in kept),
+        ended_s=max(request.ended_s for request in kept),
+        processes=processes,
+        stopped=stopped,
+    )
 
 
 class _Worker:
@@ -359,8 +383,9 @@ async def _stop_when_told(orders: asyncio.StreamReader, driving: Driving) -> Non
 
 def _say(message: Message) -> None:
     data = msgspec.json.encode(message) + b"\n"
-    while data:
-        data = data[os.write(1, data) :]
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the end of our input says so, too
+        while data:
+            data = data[os.write(1, data) :]
 
 
 if __name__ == "__main__":

@@ -146,6 +146,13 @@ class Master:
                     self.say(Over(worker, how, is_gone=True))
 
 
+def _failed(order: ToMaster, error: BaseException) -> Failed:
+    if not isinstance(order, Listen):
+        return Failed("MeasurementError", f"Locust's master: {error}")
+    said = f"cannot listen for Locust workers on {order.host}:{order.port}"
+    return Failed("ConfigError", f"{said}: name another address with --locust-master ({error})")
+
+
 def main() -> None:
     """Obey until the input ends."""
     logging.getLogger("locust").setLevel(logging.CRITICAL)  # Paceline says itself what matters of it
@@ -155,12 +162,8 @@ def main() -> None:
             order = msgspec.json.decode(line, type=ToMaster)
             try:
                 master.obey(order)
-            except SystemExit:
-                where = f"{order.host}:{order.port}" if isinstance(order, Listen) else "its port"
-                master.say(Failed("ConfigError", f"{where} is in use: name another with --locust-master HOST:PORT"))
-                return
-            except Exception as error:  # noqa: BLE001 - said, not printed
-                master.say(Failed("MeasurementError", f"Locust's master: {error}"))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - said, not printed
+                master.say(_failed(order, error))
     finally:
         master.quit()
 

@@ -28,7 +28,9 @@ class Program:
     what Locust and locustfiles print disturbs neither them nor our results. Whoever starts it dismisses it.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, messages: asyncio.StreamReader, pipe: object) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, messages: asyncio.StreamReader, pipe: asyncio.ReadTransport
+    ) -> None:
         self._process, self._messages, self._pipe = process, messages, pipe
 
     @classmethod
@@ -92,5 +94,5 @@ class Program:
         """Kill it if it still runs."""
         self.signal(signal.SIGKILL)
         await self._process.wait()
-        if isinstance(self._pipe, asyncio.BaseTransport):
-            self._pipe.close()
+        self._pipe.close()
+        await asyncio.sleep(0)  # the loop closes it in its next round

@@ -37,7 +37,7 @@ class Recording:
         self.is_paced = False
         self.failed_checks: Counter[str] = Counter()
         self.waited_s = 0.0  # all pauses between tasks
-        self._under_way: dict[str, tuple[int, float]] = {}  # by trace header: number and lateness
+        self._under_way: dict[str, tuple[int, int, float]] = {}  # by trace header: number, user, lateness
         self._skips: dict[str, tuple[int, float]] = {}  # ... tasks skipped before it, and their pacing
         self._names: dict[tuple[str, str], int] = {}
         self._recent: list[tuple[float, int]] = []
@@ -59,14 +59,14 @@ class Recording:
 
     # --- requests ------------------------------------------------------------------------------------------------
 
-    def sends(self, pace: Pace | None) -> str:
-        """A user begins a request; returns the trace header that it carries."""
+    def sends(self, user: int, pace: Pace | None) -> str:
+        """A user begins a request; returns the trace header that it carries. `user`: its number, -1 for none."""
         number = self.sent
         self.sent += 1
         low = f"{trace_low(self._base, number):016x}"
         header = f"00-{self._high}{low}-{low}-01"
         late_s, skipped = pace.sends() if pace is not None else (0.0, 0)
-        self._under_way[header] = number, late_s
+        self._under_way[header] = number, user, late_s
         if pace is not None and pace.pacing_s:
             self.is_paced = True
             if skipped:
@@ -76,7 +76,8 @@ class Recording:
     def ends(self, user: int, pace: Pace | None, event: Mapping[str, Any], last: str | None = None) -> None:
         """Locust has fired `request` with these arguments.
 
-        `user`: its number, -1 for none. `last`: the trace header it sent last, for errors that do not say.
+        `user` and `pace` count only for what did not go through `sends`. `last`: the trace header that the user sent
+        last, for errors that do not say theirs.
         """
         ended_s = time.monotonic()
         response_s = max(0.0, float(event.get("response_time") or 0.0) / 1e3)
@@ -91,10 +92,10 @@ class Recording:
         if header is None and "url" in event and event.get("exception"):
             header = last
         if header is None or header not in self._under_way:  # a client of the locustfile's own
-            given, header = header, self.sends(pace)
+            given, header = header, self.sends(user, pace)
         else:
             given = None
-        number, late_s = self._under_way.pop(header)
+        number, user, late_s = self._under_way.pop(header)
         latency_s = late_s + ended_s - started_s
         self.latencies.record(latency_s)
         status = _status(response)

@@ -103,7 +103,7 @@ class Session:
     def on_request(self, **event: Any) -> None:
         """A request has ended."""
         seen = _seen_now()
-        if seen is None:
+        if seen is None:  # or its greenlet has just been told to end
             self.recording.ends(-1, None, event)
         else:
             self.recording.ends(seen.number, seen.pace, event, seen.last)
@@ -162,10 +162,10 @@ class Session:
 
     def _sends(self) -> str:
         seen = _seen_now()
-        header = self.recording.sends(seen.pace if seen is not None else None)
-        if seen is not None:
-            seen.last = header
-        return header
+        if seen is None:
+            return self.recording.sends(-1, None)
+        seen.last = self.recording.sends(seen.number, seen.pace)
+        return seen.last
 
     def seen(self, user: Any) -> _Seen:
         """What is known of a user; users are numbered as they are first seen."""

@@ -140,8 +140,6 @@ def _check_traces(requests: list[Request], asked: list[HttpRequest]) -> None:
 
 
 BROKEN = {
-    "from locust import task": (ConfigError, "has no User class"),
-    "import no_such_module": (ConfigError, "No module named 'no_such_module' (broken.py, line 1)"),
     "from locust import HttpUser, task\nclass U(HttpUser):\n    @task\n    def t(self): pass": (
         ConfigError,
         "U has no host: give a URL to load",

@@ -2,6 +2,8 @@
 
 import http.client
 import math
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,14 @@ from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
 from paceline.load.locust.clocks import offset_of
-from paceline.load.locust.failure import failure_of
+from paceline.load.locust.failure import failure_of, refusal, refused
 from paceline.load.locust.pacing import Pace, would_have_taken
 from paceline.load.locust.parcel import pack, unpack
 from paceline.load.locust.pieces import Grown, Piece, put
 from paceline.load.locust.recording import Recording
+from paceline.load.orders import Order
 from paceline.load.parts import Trace, Turn, Variable
 from paceline.load.scenario import Endpoint, Scenario
-from paceline.load.workers import Order
 from paceline.model.run import RunInfo
 from paceline.store.folder import create_run, open_run
 
@@ -81,10 +83,6 @@ def test_skipped_tasks_would_have_ended_with_the_one_that_was_sent() -> None:
     assert would_have_taken(2.6, 2, 1.0) == pytest.approx([1.6, 0.6])
 
 
-def _status(error: Exception, status: int) -> tuple[str | None, str | None]:
-    return failure_of(error, status)
-
-
 @pytest.mark.parametrize(
     ("error", "status", "expected"),
     [
@@ -116,6 +114,18 @@ def test_what_a_locustfile_says_failed_is_the_check() -> None:
 
     assert failure_of(CatchResponseError("not the page"), 200) == ("check", "not the page")
     assert failure_of(CatchResponseError("x" * 1000), 500) == ("check", "x" * 200)
+
+
+def test_a_locustfile_that_is_refused_is_told_why() -> None:
+    assert refusal(["No User class found!"], "a.py").startswith("a.py has no User class")
+    assert refused(ModuleNotFoundError("x", name="pytest"), "a.py").startswith("a.py has no User class")
+    assert refusal(["Unknown User(s): X"], "a.py") == "a.py: Unknown User(s): X"
+    assert refusal([], "a.py") == "Locust refused to run a.py; what it said is above"
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module("no_such_module")
+    said = refused(caught.value, __file__)
+    assert said.startswith(f"{__file__} cannot be loaded: ModuleNotFoundError: No module named 'no_such_module' (")
+    assert re.search(rf"\({Path(__file__).name}, line \d+\)$", said)
 
 
 def test_an_event_of_a_client_of_its_own_is_recorded_from_what_it_says(tmp_path: Path) -> None:
@@ -192,6 +202,17 @@ def test_a_gap_between_pieces_is_seen(tmp_path: Path) -> None:
         put(Piece("requests-load-7-ab.rows", 5, b"x"), tmp_path)
 
 
+def paths_of(scenario: Scenario) -> list[str]:
+    named: list[str] = []
+
+    def seen(path: str) -> str:
+        named.append(path)
+        return path
+
+    scenario.moved(seen)
+    return named
+
+
 def test_every_file_of_a_scenario_travels_with_it(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.csv", "t.csv"):
         (tmp_path / name).write_text(name)
@@ -211,8 +232,7 @@ def test_every_file_of_a_scenario_travels_with_it(tmp_path: Path) -> None:
         )
         there = tmp_path / f"there-{len(list(tmp_path.iterdir()))}"
         found = unpack(pack(order, RUN), there)
-        named: list[str] = []
-        found.scenario.moved(lambda path, named=named: named.append(path) or path)  # type: ignore[misc, func-returns-value]
+        named = paths_of(found.scenario)
         assert len(named) >= 2
         for path in named:
             assert Path(path).parent == there

@@ -24,9 +24,10 @@ from paceline.load.locust.messages import (
 )
 from paceline.load.locust.parcel import pack
 from paceline.load.locust.program import Program, require_locust
+from paceline.load.orders import ERRORS, Failed, Order
 from paceline.load.scenario import Scenario
 from paceline.load.snapshot import Snapshot
-from paceline.load.workers import ERRORS, Failed, Order, drive_together
+from paceline.load.workers import drive_together
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import RunFolder
 

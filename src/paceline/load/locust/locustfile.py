@@ -13,8 +13,8 @@ from paceline.errors import ConfigError, MeasurementError
 from paceline.load.driving import INTERRUPTED, add_info
 from paceline.load.locust.messages import Ended, SessionMessage, SessionOrder, SessionProgress
 from paceline.load.locust.program import Program, require_locust
+from paceline.load.orders import ERRORS, Failed
 from paceline.load.snapshot import Snapshot
-from paceline.load.workers import ERRORS, Failed
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import RunFolder
 

@@ -33,7 +33,7 @@ from paceline.load.locust.messages import (
     ToMaster,
 )
 from paceline.load.locust.pieces import Piece, put
-from paceline.load.workers import Failed
+from paceline.load.orders import Failed
 
 _EXCHANGES = 20  # to compare clocks
 _ANSWER_WITHIN_S = 2.0

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from paceline.load.orders import Failed
 from paceline.load.snapshot import Snapshot
-from paceline.load.workers import Failed
 from paceline.model.run import ScenarioInfo
 
 CHANNEL = "paceline"  # the type of our messages among Locust's own

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.load.workers import Order
+from paceline.load.orders import Order
 from paceline.model.run import RunInfo
 
 _MOST_BYTES = 256 << 20

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,10 +22,11 @@ from locust.user.task import TaskSet
 from locust.user.users import HttpUser, User
 
 from paceline.errors import PacelineError
+from paceline.load.locust.failure import described, refusal, refused
 from paceline.load.locust.messages import Ended, SessionOrder, SessionProgress
 from paceline.load.locust.pacing import Pace
 from paceline.load.locust.recording import TRACE_HEADER, Recording
-from paceline.load.workers import Failed
+from paceline.load.orders import Failed
 from paceline.store.folder import disk_errors, open_run
 
 S = TypeVar("S")
@@ -113,7 +113,7 @@ class Session:
 
     def on_user_error(self, exception: BaseException, tb: Any = None, **_: Any) -> None:
         """A task, or on_start, raised something."""
-        said = _described(exception, tb, self.order.locustfile)
+        said = described(exception, tb, self.order.locustfile)
         self.exceptions[said] = self.exceptions.get(said, 0) + 1
 
     # --- seams in Locust -----------------------------------------------------------------------------------------
@@ -319,15 +319,6 @@ def _pacing_s(wait_time: Any) -> float | None:
     return float(value) if value > 0 else None
 
 
-def _described(error: BaseException, tb: Any, locustfile: str) -> str:
-    """`KeyError: 'id' (shop.py, line 12)`: where in the user's own code, if it was there."""
-    said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    frames = traceback.extract_tb(tb)
-    folder = os.path.dirname(os.path.abspath(locustfile))  # noqa: PTH100, PTH120 - a frame's names are strings
-    own = [f for f in frames if f.filename.startswith(folder) and "site-packages" not in f.filename]
-    return f"{said} ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else said  # noqa: PTH119
-
-
 _session: Session | None = None
 
 
@@ -347,31 +338,16 @@ def main() -> None:
         locust.main.main()
     except SystemExit as end:
         if session.environment is None and end.code:
-            session.failed = Failed("ConfigError", _refusal(session.said, order.locustfile))
+            session.failed = Failed("ConfigError", refusal(session.said, order.locustfile))
     except KeyboardInterrupt:
         session.stopped = "interrupted"
     except SyntaxError as error:
         where = f"{error.filename}, line {error.lineno}"
         session.failed = Failed("ConfigError", f"{where}: SyntaxError: {error.msg}")
     except Exception as error:  # noqa: BLE001 - whatever the locustfile raises when it is read
-        session.failed = session.failed or Failed("ConfigError", _refused(error, order.locustfile))
+        session.failed = session.failed or Failed("ConfigError", refused(error, order.locustfile))
     finally:
         session.end()
-
-
-_NO_USER = "has no User class: define one, such as `class Visitor(HttpUser)`"
-
-
-def _refusal(said: list[str], locustfile: str) -> str:
-    if not said:
-        return f"Locust refused to run {locustfile}; what it said is above"
-    return f"{locustfile} {_NO_USER}" if "No User class" in said[-1] else f"{locustfile}: {said[-1]}"
-
-
-def _refused(error: Exception, locustfile: str) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name == "pytest":  # where Locust looks for User classes next
-        return f"{locustfile} {_NO_USER}"
-    return f"{locustfile} cannot be loaded: {_described(error, error.__traceback__, locustfile)}"
 
 
 if __name__ == "__main__":

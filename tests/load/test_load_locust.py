@@ -223,6 +223,8 @@ def test_what_was_recorded_is_kept_when_locust_is_interrupted_or_killed(tmp_path
         (["ftp://x/", "--locust", __file__], "the host for a locustfile must be a URL"),
         (["--locust", __file__, "--users", "0"], "--users must be above 0; got 0"),
         (["--locust", __file__, "--locust-args", "'x"], "--locust-args: No closing quotation"),
+        (["--locust", __file__, "--preset", "cache"], "--locust takes presets of users and a time"),
+        (["--locust", __file__, "--preset", "soak", "--spawn-rate", "1"], "--preset and --spawn-rate exclude"),
         (["http://x/", "--spawn-rate", "5"], "--spawn-rate goes with --locust FILE"),
         (["http://x/", "--locust-master", "127.0.0.1:1"], "--locust-master goes with --locust-workers N"),
         (["http://x/", "--locust-workers", "0"], "--locust-workers must be at least 1; got 0"),

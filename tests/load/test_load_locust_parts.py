@@ -3,13 +3,14 @@
 import http.client
 import math
 import re
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import requests
 import urllib3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
@@ -172,11 +173,10 @@ def test_the_offset_of_two_clocks_is_within_what_is_said(
     assert offset.within_s == pytest.approx(min(there_s + back_s for _, there_s, back_s in exchanges) / 2, abs=1e-6)
 
 
+@settings(max_examples=20)
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_files_that_grow_arrive_as_they_are(parts: list[bytes]) -> None:
     """Piece by piece, some twice."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as there, tempfile.TemporaryDirectory() as here:
         file = Path(there) / "requests-load-7-ab.rows"
         grown = Grown(Path(there))

@@ -152,6 +152,7 @@ def _by_locust(args: argparse.Namespace) -> _Driving:
 
     load, own = load_locust.load_of(args), args.into is None
     folder = create_run(args.runs, args.name, command=sys.argv) if own else open_run(args.into)
+    load_locust.check_run(folder.info.speed)
     driving = _Driving(folder, None if own else [load.name])
 
     async def work() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What says how much or what to send; a locustfile does that itself. --users and --duration go with it.
 _MASTER = "127.0.0.1:5557"  # Locust's own port
 _NOT_WITH = (
-    *("--rate", "--stage", "--preset", "--replay", "--find-knee", "--file", "--cache-test"),
+    *("--rate", "--stage", "--replay", "--find-knee", "--file", "--cache-test"),
     *("--requests", "--ramp", "--think", "--poisson", "--cv", "--speed", "--processes", "--scenario"),
     *("--locust-workers", "--method", "--bodies", "--pick", "--header", "--expect", "--expect-status", "--insecure"),
 )
@@ -106,16 +106,41 @@ def load_of(args: argparse.Namespace) -> "LocustLoad":
     if not args.locust.is_file():
         msg = f"no such locustfile: {args.locust}"
         raise ConfigError(msg)
+    users, spawn_rate_per_s, duration_s = _amount(args)
     return LocustLoad(
         locustfile=args.locust,
         host=_host(args.target),
-        users=args.users,
-        spawn_rate_per_s=args.spawn_rate,
-        duration_s=args.duration,
+        users=users,
+        spawn_rate_per_s=spawn_rate_per_s,
+        duration_s=duration_s,
         arguments=_more(args.locust_args),
         name=args.name,
         stop_error_ratio=args.abort_errors,
     )
+
+
+def check_run(speed: float) -> None:
+    """Refuse a run whose provider is hurried. Raises ConfigError."""
+    if speed != 1:
+        msg = f"this run has speed {speed:g}, and a locustfile's waits cannot be hurried: record it with --speed 1"
+        raise ConfigError(msg)
+
+
+def _amount(args: argparse.Namespace) -> tuple[int | None, float | None, float | None]:
+    """Users, how many start a second, and for how long: as given, or as a preset has them. Raises ConfigError."""
+    if args.preset is None:
+        return args.users, args.spawn_rate, args.duration
+    from paceline.load.named import preset
+    from paceline.load.scenario import Scenario
+
+    if args.spawn_rate is not None:
+        msg = "--preset and --spawn-rate exclude each other"
+        raise ConfigError(msg)
+    first = preset(args.preset, Scenario(name=args.name, users=1, requests=1))[0]
+    if not first.users or not first.duration_s or not first.ramp_s:
+        msg = f"--locust takes presets of users and a time, such as normal, burst and soak; got {args.preset!r}"
+        raise ConfigError(msg)
+    return first.users, first.users / first.ramp_s, first.duration_s
 
 
 async def drive(

@@ -88,7 +88,7 @@ def test_two_locust_workers_share_a_scenario_and_one_of_them_is_killed(tmp_path:
                 await under_way.wait()
                 os.kill(processes[1].pid, signal.SIGKILL)
                 stopped = (await driving).stopped
-                with pytest.raises(MeasurementError, match="1 of 2 Locust workers are left"):
+                with pytest.raises(MeasurementError, match="1 of 2 Locust workers left"):
                     await fleet.drive(closed, url, run)
                 return stopped
         finally:

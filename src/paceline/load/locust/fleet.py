@@ -84,18 +84,18 @@ class Fleet:
         port = await self._listening_on
         at = "THIS-MACHINE" if host in ("*", "0.0.0.0", "::") else host
         say(
-            f"waiting for {self.wanted} Locust workers; start each, on any machine, with: "
+            f"waiting for {_workers(self.wanted)}; start each, on any machine, with: "
             f"locust -f - --worker --master-host {at} --master-port {port}"
         )
         try:
             async with asyncio.timeout(within_s):
                 await self._complete.wait()
         except TimeoutError:
-            msg = f"{len(self.workers)} of {self.wanted} Locust workers came within {within_s:g} s"
+            msg = f"{len(self.workers)} of {_workers(self.wanted)} came within {within_s:g} s"
             raise ConfigError(msg) from None
         if self._problem is not None:
             raise self._problem
-        say(f"{self.wanted} Locust workers are here: {self._where()}")
+        say(f"here: {_workers(self.wanted)} on {self._where()}")
 
     async def drive(
         self,
@@ -113,7 +113,7 @@ class Fleet:
             MeasurementError: a worker has gone.
         """
         if len(self.workers) < self.wanted:
-            msg = f"{len(self.workers)} of {self.wanted} Locust workers are left"
+            msg = f"{len(self.workers)} of {_workers(self.wanted)} left"
             raise MeasurementError(msg)
         self._run = run
         info = await drive_together(
@@ -128,8 +128,7 @@ class Fleet:
             start_in_s=_START_IN_S,
         )
         within_ms = max(worker.within_s for worker in self.workers) * 1e3 if self.workers else 0.0
-        workers = f"{info.processes} Locust workers" if info.processes > 1 else "1 Locust worker"
-        note = f"sent by {workers} on {self._where()}; clocks compared to within {within_ms:.2f} ms"
+        note = f"sent by {_workers(info.processes)} on {self._where()}; clocks compared to within {within_ms:.2f} ms"
         info = msgspec.structs.replace(info, notes=[*info.notes, note])
         add_info(run, info)
         return info
@@ -237,3 +236,7 @@ class RemoteLink:
         """End it if it still runs."""
         if not self._how.done():
             self._program.tell(Dismiss(self._worker.worker))
+
+
+def _workers(count: int) -> str:
+    return f"{count} Locust workers" if count != 1 else "1 Locust worker"

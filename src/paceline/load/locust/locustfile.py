@@ -24,8 +24,8 @@ _CLOCK = (
     "is missing and quantiles look better than they are (coordinated omission); --rate drives without that"
 )
 _PACED = (
-    "clock: these users are paced, so latency counts from when each task was due; what came due while they waited was "
-    "never sent (coordinated omission)"
+    "clock: of paced users latency counts from when each task was due; what came due while they waited was never sent "
+    "(coordinated omission)"
 )
 
 
@@ -213,9 +213,10 @@ class _Session:
 def _notes(ended: Ended) -> list[str]:
     notes = [_CLOCK if ended.info.unsent is None else _PACED]
     if ended.cut_off:
-        many = f"{ended.cut_off} requests were" if ended.cut_off > 1 else "1 request was"
+        many = f"{ended.cut_off:,} requests were" if ended.cut_off > 1 else "1 request was"
+        raised = "or ended by an exception in their `with` block, " if ended.exceptions else ""
         notes.append(
-            f"{many} under way when Locust ended its users, and left out; "
+            f"{many} under way when Locust ended its users, {raised}and left out; "
             "--locust-args='--stop-timeout 10' waits for them"
         )
     notes += [f"exception in a task: {count:,} x {said}" for said, count in ended.exceptions.items()]

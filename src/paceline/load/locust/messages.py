@@ -31,7 +31,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It is over."""
 
     info: ScenarioInfo
-    cut_off: int  # requests under way when Locust ended its users
+    cut_off: int  # requests under way when Locust ended its users, or that it did not report for an exception
     exit_code: int | None  # what a listener of the locustfile's own set
     exceptions: dict[str, int]  # in tasks and on_start, how often each
 

@@ -112,14 +112,15 @@ class Master:
 
     def _welcome(self, worker: str, said: dict[str, Any]) -> None:
         """Compare clocks with a worker that has come."""
-        exchanges = []
-        for _ in range(_EXCHANGES):
+        exchanges: list[tuple[float, float, float]] = []
+        while len(exchanges) < _EXCHANGES and worker in self._runner.clients:
             pong = self._pongs[worker] = AsyncResult()
             self._ask(worker, kind="ping", sent=time.monotonic())
             try:
                 exchanges.append(pong.get(timeout=_ANSWER_WITHIN_S))
-            except gevent.Timeout:
-                break
+            except gevent.Timeout:  # a busy machine: ask again until there is one answer
+                if exchanges:
+                    break
         if not exchanges:
             return  # it has gone again
         offset = offset_of(exchanges)

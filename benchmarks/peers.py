@@ -3,7 +3,8 @@
     python -m benchmarks.peers --json [--quick] [--locust PROGRAM] [--aiperf PROGRAM]
 
 load     100 requests/s at a server that stalls 1 s in every 10: P95 and P99 that Locust, wrk and Paceline report,
-         against the server's own record of what every request met
+         against the server's own record of what every request met; and what `paceline load --locust` makes of
+         Locust's users
 closed   32 users at nginx, each sending the next request at once: requests per CPU-second of wrk, of Locust with its
          fast client, and of Paceline. Locust's start is left out: the longer of two runs counts, less the shorter.
 streams  100 streams/s of 50 tokens: time to first token that AIPerf and Paceline report, against the server's record;
@@ -11,6 +12,7 @@ streams  100 streams/s of 50 tokens: time to first token that AIPerf and Pacelin
 """
 
 import argparse
+import asyncio
 import csv
 import json
 import os
@@ -29,9 +31,10 @@ import psutil
 from benchmarks._rig import cores, machine, nginx, nginx_path, pin, prefer
 from benchmarks._witness import ask, witness
 from benchmarks.load import measured, per_cpu_s, wrk_per_cpu_s
+from paceline.load.locust.locustfile import LocustLoad, drive_locustfile
 from paceline.load.scenario import Scenario
 from paceline.stats.quantiles import quantiles
-from paceline.store.folder import open_run
+from paceline.store.folder import create_run, open_run
 from paceline.trace.streaming import streaming_figures
 
 USERS = """
@@ -86,6 +89,7 @@ def load(seconds: int, locust: str | None) -> dict[str, dict[str, float] | str]:
     found: dict[str, dict[str, float] | str] = {"truth": {"p95_ms": true_ms[0], "p99_ms": true_ms[1]}}
     found["paceline"] = against([q * 1e3 for q in quantiles(latencies, [0.95, 0.99])], true_ms, len(latencies))
     found["locust"] = run_locust(locust, seconds, true_ms) if locust else "not installed"
+    found |= locust_recorded(seconds, true_ms)
     wrk = shutil.which("wrk")
     found["wrk"] = run_wrk(wrk, seconds, true_ms) if wrk else "not installed"
     return found
@@ -100,6 +104,24 @@ def run_locust(program: str, seconds: int, true_ms: list[float]) -> dict[str, fl
         subprocess.run([*command, "--csv", f"{folder}/out", "--only-summary"], capture_output=True, check=True)
         row = aggregated(Path(folder))
     return against([float(row["95%"]), float(row["99%"])], true_ms, int(row["Request Count"]))
+
+
+def locust_recorded(seconds: int, true_ms: list[float]) -> dict[str, dict[str, float] | str]:
+    """The same users under Paceline: as recorded, and with its estimate of what they never sent."""
+    with witness("stalls", 0.005) as url, tempfile.TemporaryDirectory() as folder:
+        users = Path(folder) / "locustfile.py"
+        users.write_text(USERS)
+        run = create_run(Path(folder), "peers")
+        asked = LocustLoad(locustfile=users, host=url, users=10, spawn_rate_per_s=10, duration_s=float(seconds))
+        info = asyncio.run(drive_locustfile(asked, run)).info
+        said_ms = [q * 1e3 for q in quantiles([r.latency_s for r in run.requests()], [0.95, 0.99])]
+    unsent = info.unsent
+    assert unsent is not None
+    corrected_ms = [unsent.p95_s * 1e3, unsent.p99_s * 1e3]
+    return {
+        "locust_recorded": against(said_ms, true_ms, info.requests),
+        "locust_corrected": against(corrected_ms, true_ms, info.requests + unsent.tasks),
+    }
 
 
 def run_wrk(program: str, seconds: int, true_ms: list[float]) -> dict[str, float]:

@@ -19,9 +19,10 @@ from tests.examples import examples
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.load.driver import Snapshot, drive
+from paceline.load.orders import Progress, Result, Trust
 from paceline.load.scenario import Scenario
 from paceline.load.snapshot import Snapshot as Stands
-from paceline.load.workers import Progress, Result, Trust, merged, together
+from paceline.load.workers import merged, together
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
 from paceline.store.folder import RunFolder, create_run

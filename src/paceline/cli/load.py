@@ -5,6 +5,7 @@ examples:
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --rate 10 --duration 60 --poisson
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --preset burst --objective 'p95_s<2'
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --find-knee 5 --objective 'p95_s<2'
+  paceline load http://127.0.0.1:8000 --locust locustfile.py --users 100 --spawn-rate 10 --duration 60
   paceline load workloads/support --scenario concurrent --speed 5
 """
 
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.cli import load_cache, load_gates, load_options, load_watch
+from paceline.cli import load_cache, load_gates, load_locust, load_options, load_watch
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
-    from paceline.load.driver import Snapshot
+    from paceline.load.driver import Drive, Snapshot
     from paceline.load.knee import Knee
     from paceline.load.scenario import Scenario
     from paceline.model.figures import Objective
@@ -40,17 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load_gates.add_arguments(parser)
     load_watch.add_arguments(parser)
     load_cache.add_arguments(parser)
+    load_locust.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Drive, then print; 1 when an objective failed or nothing succeeded, 4 when the generator spoiled the figures."""
-    import uvloop
-
     load_options.check(args)
+    load_locust.check(args)
     if args.presets:
         return _list_presets(args)
     if args.openapi is not None:
         return _draft(args)
+    if args.locust is not None:
+        return _drive_and_judge(_by_locust(args), args)
     if args.target is None:
         msg = "say where to: a URL such as http://127.0.0.1:8000/chat, or a folder with a paceline.toml"
         raise ConfigError(msg)
@@ -60,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
     if not is_url and not Path(args.target).exists():
         msg = f"{args.target} is neither a URL such as http://127.0.0.1:8000/chat nor a folder with a paceline.toml"
         raise ConfigError(msg)
-    driving = _at_url(args) if is_url else _at_application(args)
+    return _drive_and_judge(_at_url(args) if is_url else _at_application(args), args)
+
+
+def _drive_and_judge(driving: "_Driving", args: argparse.Namespace) -> int:
+    import uvloop
+
     try:
         uvloop.run(driving.work())
     except KeyboardInterrupt:
@@ -76,6 +84,7 @@ class _Driving:
         self.folder, self.names = folder, names
         self.objectives: list[Objective] = []
         self.knee: Knee | None = None
+        self.complaint: str | None = None  # of a locustfile
         self.work: Work
 
 
@@ -103,7 +112,6 @@ def _draft(args: argparse.Namespace) -> int:
 def _at_url(args: argparse.Namespace) -> _Driving:
     """Driving scenarios one after the other, or looking for the knee, at a URL."""
     from paceline.load.address import Address
-    from paceline.load.driver import drive
     from paceline.load.progress import show_progress
     from paceline.store.folder import create_run, open_run
 
@@ -123,13 +131,34 @@ def _at_url(args: argparse.Namespace) -> _Driving:
     async def work() -> None:
         stopped = None
         with _kept(folder, own) as ended:
+            async with load_locust.driving(args) as drive:
+                with load_watch.watching(args, folder), show_progress() as progress:
+                    if search is not None:
+                        driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls, drive)
+                    else:
+                        for scenario in scenarios:
+                            info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
+                            stopped = stopped or info.stopped
+            ended(stopped)
+
+    driving.work = work
+    return driving
+
+
+def _by_locust(args: argparse.Namespace) -> _Driving:
+    """Running a locustfile."""
+    from paceline.load.progress import show_progress
+    from paceline.store.folder import create_run, open_run
+
+    load, own = load_locust.load_of(args), args.into is None
+    folder = create_run(args.runs, args.name, command=sys.argv) if own else open_run(args.into)
+    load_locust.check_run(folder.info.speed)
+    driving = _Driving(folder, None if own else [load.name])
+
+    async def work() -> None:
+        with _kept(folder, own) as ended:
             with load_watch.watching(args, folder), show_progress() as progress:
-                if search is not None:
-                    driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls)
-                else:
-                    for scenario in scenarios:
-                        info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
-                        stopped = stopped or info.stopped
+                stopped, driving.complaint = await load_locust.drive(load, folder, progress)
             ended(stopped)
 
     driving.work = work
@@ -162,12 +191,13 @@ async def _find_knee(
     folder: "RunFolder",
     progress: "Callable[[Snapshot], None]",
     tls: ssl.SSLContext | None,
+    drive: "Drive",
 ) -> "Knee":
     from paceline.load.knee import driven_trials, find_knee
 
     search = load_options.knee_search(args)
     measure = driven_trials(
-        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls
+        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls, drive=drive
     )
     return await find_knee(search, measure)
 
@@ -280,6 +310,9 @@ def _judge(shown: "list[tuple[ScenarioInfo, RunData]]", driving: _Driving, args:
         if info.trouble:
             msg = f"{info.trouble}: the figures show it and not only the target. Lower the load or free a core for it"
             raise MeasurementError(msg)
+    if driving.complaint is not None:
+        print(f"paceline load: {driving.complaint}", file=sys.stderr)
+        return 1
     return code
 
 

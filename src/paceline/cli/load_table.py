@@ -30,7 +30,7 @@ def print_scenario(info: ScenarioInfo, data: RunData) -> None:
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no edge to wrap at
     console.print(_table(info, figures, data.requests))
-    for fact in (*_facts(figures, data), _generator(info)):
+    for fact in (*_facts(info, figures, data), _generator(info), *_clock(info)):
         console.print(f"  {fact}", soft_wrap=True, markup=False)
     console.print()
 
@@ -50,6 +50,7 @@ def _parts(requests: list[Request]) -> dict[str, list[Request]]:
 
 
 def _table(info: ScenarioInfo, figures: Figures, requests: list[Request]) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     load = f"{info.users} users" if info.users else f"{info.rate_per_s:g} requests/s asked, {info.arrivals}"
@@ -59,7 +60,7 @@ def _table(info: ScenarioInfo, figures: Figures, requests: list[Request]) -> "Ta
     for name, part in {"all": requests, **_parts(requests)}.items():
         of = figures if name == "all" else figures_of(part, [], [])
         table.add_row(
-            name,
+            escape(name),
             f"{of.requests:,}",
             seconds(of.mean_s),
             _between(of.p50_s, of.p50_interval_s),
@@ -86,11 +87,13 @@ def _p99_interval(requests: list[Request]) -> tuple[float, float] | None:
     return (interval.low, interval.high) if math.isfinite(interval.low) and math.isfinite(interval.high) else None
 
 
-def _facts(figures: Figures, data: RunData) -> list[str]:
+def _facts(info: ScenarioInfo, figures: Figures, data: RunData) -> list[str]:
     """One line a subject; what was not recorded is not there."""
     facts = [f"{rate(figures.requests_per_s)} answered"]
     if figures.errors:
         facts.append("errors: " + ", ".join(f"{count:,} x {kind}" for kind, count in figures.errors.items()))
+    if info.failed_checks:
+        facts.append("failed checks: " + ", ".join(f"{count:,} x {name}" for name, count in info.failed_checks.items()))
     if figures.hit_ratio is not None:
         facts.append(f"cache hits {percent(figures.hit_ratio)}")
     gaps = [gap for r in data.requests for gap in r.gaps_s]
@@ -108,6 +111,22 @@ def _facts(figures: Figures, data: RunData) -> list[str]:
 
 
 def _generator(info: ScenarioInfo) -> str:
+    if info.generator_cpu_ratio is None:
+        return f"generator: {info.driver or 'lost'}, how late it was is not known" + (
+            f"; {info.stopped}" if info.stopped else ""
+        )
     lag_ms = (info.lag_p99_s or 0.0) * 1e3
-    said = f"generator: p99 {lag_ms:.1f} ms late, {info.generator_cpu_ratio or 0.0:.0%} of a core, seed {info.seed}"
+    said = f"generator: p99 {lag_ms:.1f} ms late, {info.generator_cpu_ratio or 0.0:.0%} of a core"
+    said += f", {info.driver}" if info.driver else f", seed {info.seed}"
     return said + (f"; {info.stopped}" if info.stopped else "")
+
+
+def _clock(info: ScenarioInfo) -> list[str]:
+    """What another driver's figures mean, and what they would be with what it never sent."""
+    unsent = info.unsent
+    if unsent is None:
+        return info.notes
+    if not unsent.tasks:
+        return [*info.notes, "corrected: nothing to correct, no task came due while a user waited"]
+    would = f"p50 {seconds(unsent.p50_s)}, p95 {seconds(unsent.p95_s)}, p99 {seconds(unsent.p99_s)}"
+    return [*info.notes, f"corrected: with an estimate for each of {unsent.tasks:,} tasks never sent, {would}"]

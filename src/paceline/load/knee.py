@@ -8,7 +8,7 @@ from statistics import fmean
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.load.driver import drive
+from paceline.load.driver import Drive, drive
 from paceline.load.gates import judge
 from paceline.load.parts import require
 from paceline.load.scenario import OPEN, REPLAY, Scenario
@@ -218,6 +218,7 @@ def driven_trials(
     speed: float | None = None,
     progress: Callable[[Snapshot], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    drive: Drive = drive,
 ) -> Measure:
     """What `find_knee` needs, by driving an open scenario at a target; every trial is a scenario of the run.
 

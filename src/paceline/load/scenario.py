@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +97,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def resolved(self, folder: Path) -> "Scenario":
         """The same scenario with its files as paths that start at `folder`."""
+        return self.moved(lambda name: str(folder / name))
+
+    def moved(self, to: Callable[[str], str]) -> "Scenario":
+        """The same scenario with each path of a file replaced by what `to` makes of it."""
 
         def place(name: str | None) -> str | None:
-            return None if name is None else str(folder / name)
+            return None if name is None else to(name)
 
         return msgspec.structs.replace(
             self,
@@ -107,7 +111,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             mix=[msgspec.structs.replace(e, bodies=place(e.bodies)) for e in self.mix],
             turns=[msgspec.structs.replace(t, bodies=place(t.bodies)) for t in self.turns],
             variables={k: msgspec.structs.replace(v, file=place(v.file)) for k, v in self.variables.items()},
-            trace=self.trace and msgspec.structs.replace(self.trace, path=str(folder / self.trace.path)),
+            trace=self.trace and msgspec.structs.replace(self.trace, path=to(self.trace.path)),
         )
 
     def __post_init__(self) -> None:

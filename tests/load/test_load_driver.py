@@ -279,11 +279,12 @@ def test_a_target_that_goes_away_ends_the_scenario_early(tmp_path: Path) -> None
     assert requests[-1].error == "connection"
 
 
-def test_too_many_errors_end_the_scenario_where_asked(tmp_path: Path) -> None:
-    scenario = closed(requests=2000, stop_error_ratio=0.2)
+@pytest.mark.parametrize(("bound", "said"), [(0.2, "20%"), (0.005, "0.5%")])
+def test_too_many_errors_end_the_scenario_where_asked(tmp_path: Path, bound: float, said: str) -> None:
+    scenario = closed(requests=2000, stop_error_ratio=bound)
     requests, info = driven(tmp_path, scenario, lambda _: Reply(503))
     assert info.stopped is not None
-    assert "above the bound of 20%" in info.stopped
+    assert info.stopped.endswith(f"above the bound of {said}")
     assert 100 <= len(requests) <= 104
 
 
@@ -383,7 +384,7 @@ def test_progress_tells_where_the_scenario_stands(tmp_path: Path) -> None:
     driven(tmp_path, closed(), answer, progress=shown.append)
     assert shown[-1].done == shown[-1].sent == shown[-1].requests == 20
     assert shown[-1].errors == 0
-    assert shown[-1].p50_s is not None
+    assert shown[-1].quantile_s(0.5) is not None
 
 
 def test_a_bug_in_a_callback_ends_the_scenario_instead_of_hanging(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.cli import load_cache, load_gates, load_locust, load_options, load_watch
+from paceline.cli import load_cache, load_gates, load_locust, load_options, load_view, load_watch
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
     from paceline.load.driver import Drive, Snapshot
     from paceline.load.knee import Knee
+    from paceline.load.progress import Progress
     from paceline.load.scenario import Scenario
     from paceline.model.figures import Objective
     from paceline.model.run import ScenarioInfo
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load_options.add_arguments(parser)
     load_gates.add_arguments(parser)
     load_watch.add_arguments(parser)
+    load_view.add_arguments(parser)
     load_cache.add_arguments(parser)
     load_locust.add_arguments(parser)
 
@@ -112,7 +114,7 @@ def _draft(args: argparse.Namespace) -> int:
 def _at_url(args: argparse.Namespace) -> _Driving:
     """Driving scenarios one after the other, or looking for the knee, at a URL."""
     from paceline.load.address import Address
-    from paceline.load.progress import show_progress
+    from paceline.load.snapshot import in_step
     from paceline.store.folder import create_run, open_run
 
     base, scenarios = load_options.scenarios_of(args)
@@ -132,22 +134,24 @@ def _at_url(args: argparse.Namespace) -> _Driving:
         stopped = None
         with _kept(folder, own) as ended:
             async with load_locust.driving(args) as drive:
-                with load_watch.watching(args, folder), show_progress() as progress:
+                with load_watch.watching(args, folder) as resources, load_view.shown(args, resources) as progress:
                     if search is not None:
                         driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls, drive)
                     else:
-                        for scenario in scenarios:
-                            info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
+                        for number, scenario in enumerate(scenarios, 1):
+                            step = f"scenario {number} of {len(scenarios)}" if len(scenarios) > 1 else ""
+                            tell = in_step(step, progress)
+                            info = await drive(scenario, base, folder, speed=args.speed, progress=tell, tls=tls)
                             stopped = stopped or info.stopped
             ended(stopped)
 
+    _keep_objectives(folder, args)
     driving.work = work
     return driving
 
 
 def _by_locust(args: argparse.Namespace) -> _Driving:
     """Running a locustfile."""
-    from paceline.load.progress import show_progress
     from paceline.store.folder import create_run, open_run
 
     load, own = load_locust.load_of(args), args.into is None
@@ -157,12 +161,20 @@ def _by_locust(args: argparse.Namespace) -> _Driving:
 
     async def work() -> None:
         with _kept(folder, own) as ended:
-            with load_watch.watching(args, folder), show_progress() as progress:
+            with load_watch.watching(args, folder) as resources, load_view.shown(args, resources) as progress:
                 stopped, driving.complaint = await load_locust.drive(load, folder, progress)
             ended(stopped)
 
+    _keep_objectives(folder, args)
     driving.work = work
     return driving
+
+
+def _keep_objectives(folder: "RunFolder", args: argparse.Namespace) -> None:
+    """Write them into the run, so that its report can put them again."""
+    bounds = [f"{bound.measure}<{bound.limit_s:g}" for bound in args.goodput]
+    objectives, goodput = [*folder.info.objectives, *args.objective], [*folder.info.goodput, *bounds]
+    folder.update(objectives=objectives, goodput=goodput)
 
 
 @contextlib.contextmanager
@@ -211,7 +223,6 @@ def _unchecked() -> ssl.SSLContext:
 
 def _at_application(args: argparse.Namespace) -> _Driving:
     """Starting the application recorded (as tune does for its baseline) and driving it."""
-    from paceline.load.progress import show_progress
     from paceline.store.folder import create_run
     from paceline.tune.measure import Bench, measure, prepare
     from paceline.tune.target import load_target
@@ -231,7 +242,7 @@ def _at_application(args: argparse.Namespace) -> _Driving:
 
     async def work() -> None:
         folder = driving.folder
-        with show_progress() as progress:
+        with load_view.shown(args) as progress:
             watch = _Watch(progress)
             bench = Bench(target=target, folder=folder.path, speed=speed, seed=args.seed, golden=[], watch=watch)
             await prepare(bench)
@@ -244,14 +255,9 @@ def _at_application(args: argparse.Namespace) -> _Driving:
 class _Watch:
     """What tune's measuring tells whoever watches, on stderr."""
 
-    def __init__(self, load: "Callable[[Snapshot], None]") -> None:
-        self.load = load
-
-    def step(self, text: str) -> None:
-        """Something that takes a while begins."""
-        print(text, file=sys.stderr)
-
-    note = step
+    def __init__(self, progress: "Progress") -> None:
+        self.load = progress
+        self.step = self.note = progress.note
 
 
 def _show(driving: _Driving, args: argparse.Namespace) -> "list[tuple[ScenarioInfo, RunData]]":
@@ -277,7 +283,8 @@ def _show(driving: _Driving, args: argparse.Namespace) -> "list[tuple[ScenarioIn
     for scenario in shown if driving.knee is None else ():
         print_scenario(*scenario)
     if shown:
-        print(f"recorded in {folder.path}; next: paceline diagnose {folder.path}")
+        verb = "diagnose" if data.spans else "report"  # without spans there is nothing to diagnose
+        print(f"recorded in {folder.path}; next: paceline {verb} {folder.path}")
     return shown
 
 

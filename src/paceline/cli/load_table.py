@@ -1,13 +1,13 @@
 """The figures of one driven scenario, as a table for people and a record for programs."""
 
-import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.model.figures import Figures
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
 from paceline.report.units import dollars, megabytes, percent, rate, seconds
-from paceline.stats.quantiles import quantile_interval, quantiles
+from paceline.stats.quantiles import quantiles
 from paceline.trace.data import RunData
 from paceline.trace.figures import figures_of
 
@@ -29,7 +29,11 @@ def print_scenario(info: ScenarioInfo, data: RunData) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no edge to wrap at
-    console.print(_table(info, figures, data.requests))
+    parts = {"all": figures} | {name: figures_of(part, [], []) for name, part in _parts(data.requests).items()}
+    tables = [_table(info, parts, layout) for layout in _LAYOUTS]
+    unbounded = console.options.update(max_width=10_000)
+    fitting = [table for table in tables if console.measure(table, options=unbounded).maximum <= console.width]
+    console.print((fitting or tables[-1:])[0])
     for fact in (*_facts(info, figures, data), _generator(info), *_clock(info)):
         console.print(f"  {fact}", soft_wrap=True, markup=False)
     console.print()
@@ -49,26 +53,32 @@ def _parts(requests: list[Request]) -> dict[str, list[Request]]:
     return {name: part for name, part in parts.items() if part}
 
 
-def _table(info: ScenarioInfo, figures: Figures, requests: list[Request]) -> "Table":
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a table has room for."""
+
+    has_intervals: bool = True
+    has_ends: bool = True  # mean and max
+
+
+_LAYOUTS = (_Layout(), _Layout(has_intervals=False), _Layout(has_intervals=False, has_ends=False))  # widest first
+
+
+def _table(info: ScenarioInfo, parts: dict[str, Figures], layout: _Layout) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
     load = f"{info.users} users" if info.users else f"{info.rate_per_s:g} requests/s asked, {info.arrivals}"
-    table = Table(title=f"{info.name}: {load}, {figures.duration_s:.1f} s", title_justify="left")
-    for name in ("", "n", "mean", "p50 (95 % interval)", "p95 (95 % interval)", "p99 (95 % interval)", "max", "ok"):
+    table = Table(title=f"{info.name}: {load}, {parts['all'].duration_s:.1f} s", title_justify="left")
+    between = " (95 % interval)" if layout.has_intervals else ""
+    names = ["n", "mean", *(f"{q}{between}" for q in ("p50", "p95", "p99")), "max", "ok"]
+    for name in ("", *(n for n in names if layout.has_ends or n not in ("mean", "max"))):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for name, part in {"all": requests, **_parts(requests)}.items():
-        of = figures if name == "all" else figures_of(part, [], [])
-        table.add_row(
-            escape(name),
-            f"{of.requests:,}",
-            seconds(of.mean_s),
-            _between(of.p50_s, of.p50_interval_s),
-            _between(of.p95_s, of.p95_interval_s),
-            _between(of.p99_s, _p99_interval(part)),
-            seconds(of.max_s),
-            percent(of.success_ratio),
-        )
+    for name, of in parts.items():
+        quantiles = ((of.p50_s, of.p50_interval_s), (of.p95_s, of.p95_interval_s), (of.p99_s, of.p99_interval_s))
+        shown = [_between(*found) if layout.has_intervals else seconds(found[0]) for found in quantiles]
+        mean, most = ([seconds(of.mean_s)], [seconds(of.max_s)]) if layout.has_ends else ([], [])
+        table.add_row(escape(name), f"{of.requests:,}", *mean, *shown, *most, percent(of.success_ratio))
     return table
 
 
@@ -77,14 +87,6 @@ def _between(value: float | None, interval: tuple[float, float] | None) -> str:
         return seconds(None)
     low, high = (seconds(x) for x in interval) if interval else ("too few for one", "")
     return f"{seconds(value)} ({low} to {high})" if interval else f"{seconds(value)} ({low})"
-
-
-def _p99_interval(requests: list[Request]) -> tuple[float, float] | None:
-    latencies = [r.latency_s for r in requests if r.ok or r.error == "timeout"]
-    if not latencies:
-        return None
-    interval = quantile_interval(latencies, 0.99)
-    return (interval.low, interval.high) if math.isfinite(interval.low) and math.isfinite(interval.high) else None
 
 
 def _facts(info: ScenarioInfo, figures: Figures, data: RunData) -> list[str]:

@@ -1,10 +1,10 @@
 """Driving: one scenario under way in this process, or this process's share of it."""
 
 import asyncio
+import bisect
 import contextlib
 import gc
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -65,7 +65,6 @@ class Driving:
         self._due_s: Sequence[float] = ()  # on time.monotonic()
         self._total = 0
         self._beat_timer: asyncio.TimerHandle | None = None
-        self._recent: deque[tuple[float, int]] = deque(maxlen=9)  # snapshots of two seconds
         self.health = self._turns.health
         self.stopped: str | None = None
 
@@ -222,21 +221,26 @@ class Driving:
     def snapshot(self) -> Snapshot:
         """Where it stands."""
         now_s = min(time.monotonic(), self._end_s) if self._end_s > self._start_s else time.monotonic()
-        self._recent.append((now_s, self.done))
-        (before_s, before), scenario = self._recent[0], self.scenario
-        rate_per_s = (self.done - before) / (now_s - before_s) / self.speed if now_s > before_s else 0.0
-        p50_s, p95_s = self.latencies.quantile(0.5), self.latencies.quantile(0.95)
+        scenario, turns, tally = self.scenario, self._turns, self._turns.ledger.tally
+        begun = bisect.bisect_right(self._due_s, now_s)  # users who came, or arrivals that were due
         return Snapshot(
             scenario=scenario.name,
+            speed=self.speed,
             elapsed_s=max(0.0, now_s - self._start_s) * self.speed,
             duration_s=scenario.duration_s,
-            requests=scenario.requests if scenario.model == CLOSED else self._total,
+            requests=scenario.requests if turns.is_closed else self._total,
+            due=None if turns.is_closed else begun,
             sent=self.sent,
             done=self.done,
-            errors=self._turns.errors,
-            rate_per_s=rate_per_s,
-            p50_s=None if p50_s is None else p50_s * self.speed,
-            p95_s=None if p95_s is None else p95_s * self.speed,
+            failures=dict(tally.failures),
+            users=max(0, begun - (len(self._due_s) - turns.users)) if turns.is_closed else None,
+            hits=tally.hits,
+            misses=tally.misses,
+            tokens=tally.tokens,
+            latencies=self.latencies.copy(),
+            first_tokens=tally.first_tokens.copy(),
+            lag=self.health.lag.copy(),
+            cpu_s=(time.process_time(),),
         )
 
     def _achieved(self) -> tuple[float, float] | None:

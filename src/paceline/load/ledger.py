@@ -7,6 +7,7 @@ import time
 from paceline.load.answer import Answer
 from paceline.load.attempt import Attempt, Encoder
 from paceline.load.line import CHECK, Line
+from paceline.load.tally import Tally
 from paceline.model.request import Request
 from paceline.stats.histogram import Histogram
 from paceline.store.folder import RunFolder
@@ -31,6 +32,7 @@ class Ledger:
         self._unread: list[bytes] = []  # rows written, not in `latencies` yet
         self.append = self._rows.append
         self.latencies = Histogram()
+        self.tally = Tally()  # for snapshots
         encoder.record_in(self._rows)
 
     def add(self, line: Line, failed_check: str | None) -> None:
@@ -78,6 +80,7 @@ class Ledger:
         rows = decode_rows(b"".join(self._unread))
         self._unread.clear()
         self.latencies.record_all(rows["ended_s"] - rows["intended_s"])
+        self.tally.add_rows(rows)
         return float((rows["ended_s"] - rows["started_s"]).mean())
 
     def close(self) -> None:
@@ -117,4 +120,5 @@ class Ledger:
             cost_usd=answer.cost_usd,
         )
         self._full.append(request)
+        self.tally.add(request)
         self.latencies.record(line.ended_s - line.intended_s)

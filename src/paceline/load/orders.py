@@ -6,7 +6,6 @@ import msgspec
 
 from paceline.errors import ConfigError, InputError, MeasurementError, ServiceError
 from paceline.load.scenario import Scenario
-from paceline.load.snapshot import Snapshot
 from paceline.model.run import ScenarioInfo
 
 ERRORS = {kind.__name__: kind for kind in (ServiceError, ConfigError, InputError, MeasurementError)}
@@ -53,10 +52,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Where the worker stands, and all its latencies so far."""
+    """Where the worker stands."""
 
-    snapshot: Snapshot
-    latencies: bytes
+    snapshot: msgspec.Raw  # as Snapshot encodes it
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

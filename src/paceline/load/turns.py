@@ -234,4 +234,4 @@ class Turns:
         if self.failing >= _GONE:
             self._stop(f"{_GONE} connection errors in a row: the target is gone")
         elif limit is not None and self.done >= 100 and self.errors > limit * self.done:
-            self._stop(f"{self.errors} of {self.done} requests failed, above the bound of {limit:.0%}")
+            self._stop(f"{self.errors} of {self.done} requests failed, above the bound of {limit * 100:.3g}%")

@@ -7,13 +7,12 @@ module run as a program (so nothing depends on fork): an Order comes on its stan
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,7 @@ from paceline.load.health import trouble_of
 from paceline.load.links import Link, ProcessLink
 from paceline.load.orders import ERRORS, Failed, Message, Order, Progress, Ready, Result, Trust
 from paceline.load.scenario import CLOSED, Scenario
-from paceline.load.snapshot import Snapshot
+from paceline.load.snapshot import Snapshot, together
 from paceline.load.source import Share
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
@@ -129,7 +128,7 @@ class _Worker:
         self.is_ready = asyncio.Event()
         self.failed: Failed | None = None
         self.result: Result | None = None
-        self.progress: Progress | None = None
+        self.stands: Snapshot | None = None
 
 
 class _Crew:
@@ -181,8 +180,8 @@ class _Crew:
         results = [worker.result for worker in self._workers if worker.result is not None]
         if not results:
             return None
-        lost = [worker.progress for worker in self._workers if worker.result is None and worker.progress is not None]
-        return merged(results, [p.snapshot.done for p in lost], len(self._workers), self.stopped)
+        lost = [worker.stands.done for worker in self._workers if worker.result is None and worker.stands is not None]
+        return merged(results, lost, len(self._workers), self.stopped)
 
     async def _listen(self, worker: _Worker) -> None:
         try:
@@ -193,7 +192,7 @@ class _Crew:
         how = await worker.link.how()
         if worker.result is None and worker.failed is None:
             reason = f"{worker.link.name} {how}; what it had recorded is kept"
-            if not any(w.result or w.progress for w in self._workers):
+            if not any(w.result or w.stands for w in self._workers):
                 worker.failed = Failed("MeasurementError", reason)
             self.stop(reason)
 
@@ -209,38 +208,20 @@ class _Crew:
                 if message.info.stopped and self.stopped is None:
                     self.stop(message.info.stopped)
             case Progress():
-                worker.progress = message
+                worker.stands = Snapshot.decode(bytes(message.snapshot))
                 if self._progress is not None and worker is self._workers[-1]:
-                    heard = [w.progress for w in self._workers if w.progress is not None]
-                    self._progress(together(heard, worker.order.speed))
+                    self._progress(together([w.stands for w in self._workers if w.stands is not None]))
 
     def _raise_failure(self, worker: _Worker) -> None:
         if worker.failed is not None:
             raise ERRORS.get(worker.failed.kind, MeasurementError)(worker.failed.message)
 
 
-def together(parts: Sequence[Progress], speed: float) -> Snapshot:
-    """One snapshot for all workers."""
-    snapshots = [part.snapshot for part in parts]
-    latencies = _all_of(part.latencies for part in parts)
-    first = snapshots[0]
-    p50_s, p95_s = latencies.quantile(0.5), latencies.quantile(0.95)
-    return dataclasses.replace(
-        first,
-        elapsed_s=max(s.elapsed_s for s in snapshots),
-        sent=sum(s.sent for s in snapshots),
-        done=sum(s.done for s in snapshots),
-        errors=sum(s.errors for s in snapshots),
-        rate_per_s=sum(s.rate_per_s for s in snapshots),
-        p50_s=None if p50_s is None else p50_s * speed,
-        p95_s=None if p95_s is None else p95_s * speed,
-    )
-
-
 def merged(results: Sequence[Result], lost: Sequence[int], processes: int, stopped: str | None) -> ScenarioInfo:
     """One ScenarioInfo for all workers; `lost`: what those had done of which nothing more was heard."""
     infos = [result.info for result in results]
-    lag, latencies = _all_of(r.lag for r in results), _all_of(r.latencies for r in results)
+    lag = Histogram.merged(Histogram.decode(r.lag) for r in results)
+    latencies = Histogram.merged(Histogram.decode(r.latencies) for r in results)
     cpu_ratio = max(info.generator_cpu_ratio or 0.0 for info in infos)
     achieved_s = [info.achieved_rate_per_s for info in infos if info.achieved_rate_per_s is not None]
     rate_per_s = infos[0].rate_per_s
@@ -264,13 +245,6 @@ def merged(results: Sequence[Result], lost: Sequence[int], processes: int, stopp
     )
 
 
-def _all_of(histograms: Iterable[bytes]) -> Histogram:
-    whole = Histogram()
-    for data in histograms:
-        whole = whole.merge(Histogram.decode(data))
-    return whole
-
-
 # --- the worker's side -----------------------------------------------------------------------------------------------
 
 
@@ -289,7 +263,7 @@ async def _obey(order: Order, orders: asyncio.StreamReader) -> None:
     address = Address.parse(order.base_url, order.trust.context() if order.trust else None)
 
     def tell(snapshot: Snapshot) -> None:
-        _say(Progress(dataclasses.replace(snapshot, p50_s=None, p95_s=None), driving.latencies.encode()))
+        _say(Progress(msgspec.Raw(snapshot.encode())))
 
     with disk_errors(run.path):
         driving = Driving(order.scenario, address, run, order.speed, tell, Share(order.part, order.of))

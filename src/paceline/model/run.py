@@ -2,6 +2,8 @@
 
 import msgspec
 
+from paceline.model.figures import Objective
+
 SCHEMA = 1  # of the run folder; readers accept this and older
 
 COMPLETE = "complete"
@@ -68,3 +70,5 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     scenarios: list[ScenarioInfo] = []
     host: dict[str, str | int | float] = {}
     notes: list[str] = []
+    objectives: list[Objective] = []  # that a load was to meet
+    goodput: list[str] = []  # what a request must meet to count as good: "first_token_s<0.5"

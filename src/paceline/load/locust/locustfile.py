@@ -129,7 +129,7 @@ class _Session:
                 case SessionProgress():
                     self._last = message
                     if self._show is not None:
-                        self._show(message.snapshot)
+                        self._show(Snapshot.decode(bytes(message.snapshot)))
                 case Failed():
                     self._failed = message
                 case Ended():

@@ -3,7 +3,6 @@
 import msgspec
 
 from paceline.load.orders import Failed
-from paceline.load.snapshot import Snapshot
 from paceline.model.run import ScenarioInfo
 
 CHANNEL = "paceline"  # the type of our messages among Locust's own
@@ -23,7 +22,7 @@ class SessionOrder(msgspec.Struct, frozen=True, kw_only=True):
 class SessionProgress(msgspec.Struct, frozen=True, tag=True):
     """Where it stands."""
 
-    snapshot: Snapshot
+    snapshot: msgspec.Raw  # as Snapshot encodes it
     users: int  # most at once so far
 
 

@@ -14,6 +14,7 @@ from paceline.load.health import Health
 from paceline.load.locust.failure import failure_of
 from paceline.load.locust.pacing import Pace, would_have_taken
 from paceline.load.snapshot import Snapshot
+from paceline.load.tally import failure
 from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo, Unsent
 from paceline.stats.histogram import Histogram
@@ -23,7 +24,6 @@ from paceline.store.rows import ERRORS, ROW, Naming, RowsHeader, trace_low
 TRACE_HEADER = "traceparent"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _MOST_TEXTS = 50  # different failed checks counted apart
-_RECENT = 9  # snapshots of two seconds
 
 
 class Recording:
@@ -32,6 +32,7 @@ class Recording:
     def __init__(self, run: RunFolder, scenario: str) -> None:
         self.run, self.scenario = run, scenario
         self.health, self.latencies = Health(), Histogram()
+        self.failures: Counter[str] = Counter()  # for snapshots
         self.corrected = Histogram()  # with an estimate for each task that pacing asked for and Locust skipped
         self.sent = self.done = self.errors = self.skipped = 0
         self.is_paced = False
@@ -40,7 +41,6 @@ class Recording:
         self._under_way: dict[str, tuple[int, int, float]] = {}  # by trace header: number, user, lateness
         self._skips: dict[str, tuple[int, float]] = {}  # ... tasks skipped before it, and their pacing
         self._names: dict[tuple[str, str], int] = {}
-        self._recent: list[tuple[float, int]] = []
         draw = random.SystemRandom().getrandbits
         self._high, self._base = f"{draw(64) or 1:016x}", draw(64)
         self._zero_s = (run.info.start_ns - run.clock.offset_ns) / 1e9
@@ -127,6 +127,10 @@ class Recording:
         size = int(event.get("response_length") or 0)
         if kind is not None:
             self.errors += 1
+            said = (
+                check if check is None or check in self.failed_checks or len(self.failures) < _MOST_TEXTS else "others"
+            )
+            self.failures[failure(kind, status, said)] += 1
         if kind != "check" and given is None:
             naming = self._names.get(named)
             if naming is None:
@@ -178,22 +182,19 @@ class Recording:
         """Requests that are under way."""
         return len(self._under_way)
 
-    def snapshot(self, duration_s: float | None) -> Snapshot:
-        """Where it stands."""
-        now_s = time.monotonic()
-        self._recent = [*self._recent[1 - _RECENT :], (now_s, self.done)]
-        before_s, before = self._recent[0]
+    def snapshot(self, duration_s: float | None, users: int) -> Snapshot:
+        """Where it stands; `users` are at work."""
         return Snapshot(
             scenario=self.scenario,
-            elapsed_s=now_s - self._start_s,
+            elapsed_s=time.monotonic() - self._start_s,
             duration_s=duration_s,
-            requests=None,
             sent=self.sent,
             done=self.done,
-            errors=self.errors,
-            rate_per_s=(self.done - before) / (now_s - before_s) if now_s > before_s else 0.0,
-            p50_s=self.latencies.quantile(0.5),
-            p95_s=self.latencies.quantile(0.95),
+            failures=dict(self.failures),
+            users=users,
+            latencies=self.latencies.copy(),
+            lag=self.health.lag.copy(),
+            cpu_s=(time.process_time(),),
         )
 
     def info(self, **others: Any) -> ScenarioInfo:

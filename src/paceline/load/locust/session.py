@@ -132,7 +132,8 @@ class Session:
             runner = self.environment.runner
             self.most_users = max(self.most_users, runner.user_count)
             if beat % _BEATS_PER_SNAPSHOT == 0:
-                self.say(SessionProgress(self.recording.snapshot(self.order.duration_s), self.most_users))
+                snapshot = self.recording.snapshot(self.order.duration_s, runner.user_count)
+                self.say(SessionProgress(msgspec.Raw(snapshot.encode()), self.most_users))
                 self._end_if_pointless(runner)
             due_s = max(due_s + _BEAT_S, now_s)
             gevent.sleep(due_s - time.monotonic())

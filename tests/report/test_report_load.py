@@ -20,10 +20,12 @@ from paceline.model.request import Request, ResourceSample
 from paceline.model.run import ScenarioInfo
 from paceline.report.content import content_of
 from paceline.report.html import render
+from paceline.report.measured import measure_run, parts_of
 from paceline.report.table import Table
 from paceline.store.folder import RunFolder, create_run
 from paceline.store.rows import _FIELDS, Naming, RowsHeader
 from paceline.trace.figures import figures_of
+from paceline.trace.streaming import parse_bound
 
 STREAM = {"first_token_s": 0.03, "gaps_s": [0.01, 0.02], "output_tokens": 3}
 
@@ -215,6 +217,10 @@ def test_a_large_run_has_a_small_page(tmp_path: Path) -> None:
     spool.close()
     run.update(scenarios=[ScenarioInfo(name="load", model="open", rate_per_s=500.0, requests=count)])
     run.finish()
+    measured = measure_run(run)
+    assert not measured.data.requests  # no records
+    assert measured.scenarios["load"].errors == {"status 503": 90}
+    assert parts_of(measured, "load") == {}
     page = page_of(run)
     assert len(page) < 200_000
     assert "status 503 GET / 90" in text_of(page)
@@ -229,14 +235,16 @@ def test_columns_come_to_the_same_figures_as_records(tmp_path: Path) -> None:
             status=rng.choice([200, 503]),
             cache=rng.choice([None, "hit", "join", "miss"]),
             first_byte_s=rng.choice([None, 60.0]),
+            cost_usd=0.001 * index,
         )
         for index in range(200)
     ]
     run = saved(tmp_path, requests)
     table = Table.of(run)
     for name in ("GET /a", "POST /b"):
-        expected = figures_of([r for r in requests if r.endpoint == name], [], [])
-        found = table.endpoint(name).figures((), expected.errors)
+        bounds = [parse_bound("latency_s<0.1"), parse_bound("max_gap_s<1")]
+        expected = figures_of([r for r in requests if r.endpoint == name], [], [], bounds=bounds)
+        found = table.endpoint(name).figures((), expected.errors, bounds)
         assert found.mean_s == pytest.approx(expected.mean_s)
         assert msgspec.structs.replace(found, mean_s=None) == msgspec.structs.replace(expected, mean_s=None)
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from paceline.load.knee import Knee
     from paceline.load.progress import Progress
     from paceline.load.scenario import Scenario
-    from paceline.model.figures import Objective
+    from paceline.model.figures import Figures, Objective
     from paceline.model.run import ScenarioInfo
     from paceline.store.folder import RunFolder
-    from paceline.trace.data import RunData
 
 Work = Callable[[], Coroutine[Any, Any, None]]
+_Shown = tuple["list[ScenarioInfo]", "dict[str, Figures]"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,30 +260,31 @@ class _Watch:
         self.step = self.note = progress.note
 
 
-def _show(driving: _Driving, args: argparse.Namespace) -> "list[tuple[ScenarioInfo, RunData]]":
+def _show(driving: _Driving, args: argparse.Namespace) -> "_Shown":
     """Print the figures of every scenario that was driven, or the knee."""
     from paceline.cli.load_table import as_record, print_scenario
-    from paceline.trace.data import RunData
+    from paceline.report.measured import measure_run
 
     folder = driving.folder
     if not folder.path.exists():
-        return []
-    data = RunData(folder.info, folder.requests(), folder.spans(), folder.resources())
+        return [], {}
+    measured = measure_run(folder, load_gates.bounds_asked(args))
     driven = [i for i in folder.info.scenarios if driving.names is None or i.name in driving.names]
-    shown = [(info, data.scenario(info.name)) for info in driven if info.name in data.scenario_names]
+    infos = [info for info in driven if info.name in measured.scenarios]
+    shown = infos, {info.name: measured.scenarios[info.name] for info in infos}
     if args.json:
         record: dict[str, object] = {"run": str(folder.path)}
-        record["scenarios"] = [as_record(*scenario) for scenario in shown]
+        record["scenarios"] = [as_record(info, measured) for info in infos]
         if driving.knee is not None:
             record["knee"] = driving.knee
         print(msgspec.json.encode(record).decode())
         return shown
     if driving.knee is not None:
         print_knee(driving.knee)
-    for scenario in shown if driving.knee is None else ():
-        print_scenario(*scenario)
-    if shown:
-        verb = "diagnose" if data.spans else "report"  # without spans there is nothing to diagnose
+    for info in infos if driving.knee is None else ():
+        print_scenario(info, measured)
+    if infos:
+        verb = "diagnose" if measured.data.spans else "report"  # without spans there is nothing to diagnose
         print(f"recorded in {folder.path}; next: paceline {verb} {folder.path}")
     return shown
 
@@ -302,18 +303,19 @@ def print_knee(knee: "Knee") -> None:
         print(f"knee: between {knee.rate_per_s:.4g}/s (kept) and {knee.above_per_s:.4g}/s; {knee.why}")
 
 
-def _judge(shown: "list[tuple[ScenarioInfo, RunData]]", driving: _Driving, args: argparse.Namespace) -> int:
+def _judge(shown: "_Shown", driving: _Driving, args: argparse.Namespace) -> int:
     """The exit code, with the reason on stderr."""
     if driving.knee is not None:
         return _judge_knee(driving.knee)
-    code = load_gates.judge(args, shown)
-    for info, data in shown:
-        failed = not any(r.ok for r in data.requests)
+    infos, figures = shown
+    code = load_gates.judge(args, infos, figures)
+    for info in infos:
+        failed = not figures[info.name].success_ratio
         if failed or info.stopped:
             what = "every request failed" if failed else f"stopped early: {info.stopped}"
             print(f"paceline load: scenario {info.name!r}: {what}", file=sys.stderr)
             return 1
-    for info, _ in shown:
+    for info in infos:
         if info.trouble:
             msg = f"{info.trouble}: the figures show it and not only the target. Lower the load or free a core for it"
             raise MeasurementError(msg)

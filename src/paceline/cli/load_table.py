@@ -4,53 +4,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.model.figures import Figures
-from paceline.model.request import Request
 from paceline.model.run import ScenarioInfo
+from paceline.report.measured import Measured, parts_of
 from paceline.report.units import dollars, megabytes, percent, rate, seconds
-from paceline.stats.quantiles import quantiles
-from paceline.trace.data import RunData
-from paceline.trace.figures import figures_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def as_record(info: ScenarioInfo, data: RunData) -> dict[str, object]:
+def as_record(info: ScenarioInfo, measured: Measured) -> dict[str, object]:
     """All that `print_scenario` shows, for --json."""
-    parts = {name: figures_of(part, [], []) for name, part in _parts(data.requests).items()}
-    return {"name": info.name, "figures": _figures(info, data), "parts": parts, "generator": info}
+    parts = parts_of(measured, info.name)
+    return {"name": info.name, "figures": measured.scenarios[info.name], "parts": parts, "generator": info}
 
 
-def print_scenario(info: ScenarioInfo, data: RunData) -> None:
+def print_scenario(info: ScenarioInfo, measured: Measured) -> None:
     """Print a table of latencies, the facts below it, and how the generator itself did."""
     from rich.console import Console
 
-    figures = _figures(info, data)
+    figures = measured.scenarios[info.name]
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no edge to wrap at
-    parts = {"all": figures} | {name: figures_of(part, [], []) for name, part in _parts(data.requests).items()}
+    parts = {"all": figures} | parts_of(measured, info.name)
     tables = [_table(info, parts, layout) for layout in _LAYOUTS]
     unbounded = console.options.update(max_width=10_000)
     fitting = [table for table in tables if console.measure(table, options=unbounded).maximum <= console.width]
     console.print((fitting or tables[-1:])[0])
-    for fact in (*_facts(info, figures, data), _generator(info), *_clock(info)):
+    for fact in (*_facts(info, figures), _generator(info), *_clock(info)):
         console.print(f"  {fact}", soft_wrap=True, markup=False)
     console.print()
-
-
-def _figures(info: ScenarioInfo, data: RunData) -> Figures:
-    return figures_of(data.requests, data.spans, data.resources, info=info)
-
-
-def _parts(requests: list[Request]) -> dict[str, list[Request]]:
-    """The requests apart: by endpoint where there are several, cached and uncached where answers say so."""
-    endpoints = sorted({r.endpoint for r in requests})
-    parts = {e: [r for r in requests if r.endpoint == e] for e in endpoints} if len(endpoints) > 1 else {}
-    if any(r.cache for r in requests):
-        parts["cached"] = [r for r in requests if r.cache in ("hit", "join")]
-        parts["uncached"] = [r for r in requests if r.cache not in ("hit", "join")]
-    return {name: part for name, part in parts.items() if part}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +72,7 @@ def _between(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{seconds(value)} ({low} to {high})" if interval else f"{seconds(value)} ({low})"
 
 
-def _facts(info: ScenarioInfo, figures: Figures, data: RunData) -> list[str]:
+def _facts(info: ScenarioInfo, figures: Figures) -> list[str]:
     """One line a subject; what was not recorded is not there."""
     facts = [f"{rate(figures.requests_per_s)} answered"]
     if figures.errors:
@@ -98,11 +81,10 @@ def _facts(info: ScenarioInfo, figures: Figures, data: RunData) -> list[str]:
         facts.append("failed checks: " + ", ".join(f"{count:,} x {name}" for name, count in info.failed_checks.items()))
     if figures.hit_ratio is not None:
         facts.append(f"cache hits {percent(figures.hit_ratio)}")
-    gaps = [gap for r in data.requests for gap in r.gaps_s]
-    if gaps and figures.first_byte_p50_s is not None:
+    if figures.token_gap_p50_s is not None and figures.first_byte_p50_s is not None:
         first = f"first byte p50 {seconds(figures.first_byte_p50_s)}, p95 {seconds(figures.first_byte_p95_s)}"
-        p50_s, p99_s = quantiles(gaps, [0.5, 0.99])
-        facts.append(f"{first}; gap between events p50 {seconds(p50_s)}, p99 {seconds(p99_s)}")
+        gaps = f"gap between events p50 {seconds(figures.token_gap_p50_s)}, p99 {seconds(figures.token_gap_p99_s)}"
+        facts.append(f"{first}; {gaps}")
     if figures.cost_per_1000_usd is not None:
         facts.append(f"{dollars(figures.cost_per_1000_usd)} per 1,000 requests")
     if figures.memory_mb is not None:

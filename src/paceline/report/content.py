@@ -18,12 +18,12 @@ from paceline.model.tuning import PhaseResult, TuneResult
 from paceline.report import charts, units, waterfalls
 from paceline.report.distribution import within_plot
 from paceline.report.load_part import LoadPart, load_in_words, load_part
+from paceline.report.measured import measure_run
 from paceline.report.plots import CLOCK, MEGABYTES, Axis, Layer, Plot
-from paceline.report.table import Table
 from paceline.store.folder import RunFolder, open_run
 from paceline.store.tuning import load_result
 from paceline.trace.data import RunData
-from paceline.trace.figures import APP, figures_of
+from paceline.trace.figures import APP
 from paceline.trace.streaming import parse_bound
 from paceline.trace.tree import Trace, build_traces
 
@@ -95,10 +95,6 @@ _LOAD_TILES = (
     ("cost per 1,000", "cost_per_1000_usd", False),
     ("memory, peak", "memory_mb", False),
 )
-_MOST_RECORDS = 100_000  # requests held as records: 25 s and 1.7 GB for a million
-_ERROR_COUNTS = """
-    SELECT scenario, error || CASE WHEN error = 'status' AND status > 0 THEN ' ' || status ELSE '' END AS name, count(*)
-    FROM requests WHERE error IS NOT NULL GROUP BY scenario, name ORDER BY name"""
 
 
 def content_of(path: Path, *, salvage: bool = False) -> Content:
@@ -158,14 +154,11 @@ def tuning_content(folder: Path) -> Content:
 
 def run_content(run: RunFolder) -> Content:
     """One run: its figures, the course of its load, findings, cost and memory."""
-    spans, resources = run.spans(), run.resources()
-    table = Table.of(run)
-    if not len(table) and not spans:
+    measured = measure_run(run, [parse_bound(text) for text in run.info.goodput])
+    table, data, figures, by_scenario = measured.table, measured.data, measured.whole, measured.scenarios
+    if not len(table) and not data.spans:
         msg = f"{run.path} is empty: no request and no span was recorded. Send requests while it is recorded"
         raise InputError(msg, path=run.path)
-    is_large = len(table) > _MOST_RECORDS and not spans
-    data = RunData(info=run.info, requests=[] if is_large else run.requests(), spans=spans, resources=resources)
-    figures, by_scenario = _table_figures(run, table, data) if is_large else _figures(data)
     traces = build_traces(data.spans, data.requests)
     content = Content(
         title=run.info.name,
@@ -173,39 +166,19 @@ def run_content(run: RunFolder) -> Content:
         subtitle=f"{figures.requests:,} requests in {units.seconds(figures.duration_s)}",
         tiles=_tiles(figures, None, _LOAD_TILES if len(table) else _TILES),
         figures=list(by_scenario.items()),
-        has_spans=bool(spans),
+        has_spans=bool(data.spans),
         findings=[_shown(f, traces, gone=None) for f in diagnose(data)],
         facts=_run_facts(run.info),
     )
     if len(table):
         if words := load_in_words(run.info):
             content.subtitle = f"{words}, in {units.seconds(figures.duration_s)}"
-        content.load = load_part(run, table, data.requests, by_scenario, resources)
+        content.load = load_part(run, table, data.requests, by_scenario, data.resources)
     else:
-        content.memory = _memory(resources, [])
+        content.memory = _memory(data.resources, [])
     content.cost = _cost(traces, len(data.requests) or len(traces), None, 0)
     content.warnings += _warnings(run)
     return content
-
-
-def _figures(data: RunData) -> tuple[Figures, dict[str, Figures]]:
-    """Of everything and of each scenario."""
-    bounds = [parse_bound(text) for text in data.info.goodput]
-    whole, names = figures_of(data.requests, data.spans, data.resources, bounds=bounds), data.scenario_names
-    if len(names) == 1 and not data.spans:
-        return whole, {names[0]: whole}
-    parts = {name: data.scenario(name) for name in names}
-    return whole, {n: figures_of(d.requests, d.spans, d.resources, bounds=bounds) for n, d in parts.items()}
-
-
-def _table_figures(run: RunFolder, table: Table, data: RunData) -> tuple[Figures, dict[str, Figures]]:
-    """As `_figures`, for more requests than there is memory for as records."""
-    errors: dict[str, dict[str, int]] = defaultdict(dict)
-    for scenario, name, count in run.query(_ERROR_COUNTS):
-        errors[scenario][name] = count
-        errors[""][name] = errors[""].get(name, 0) + count
-    parts = {name: table.scenario(name).figures(data.resources, errors[name]) for name in table.scenarios}
-    return table.figures(data.resources, errors[""]), parts
 
 
 def _warnings(run: RunFolder) -> list[str]:

@@ -14,10 +14,12 @@ from paceline.model.request import ResourceSample
 from paceline.stats.quantiles import quantile_ranks
 from paceline.store.folder import RunFolder
 from paceline.trace.figures import memory_figures
+from paceline.trace.streaming import Bound
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 HIT, MISS = 1, 2
+_FLOATS = ("intended_s", "started_s", "ended_s", "first_token_s", "first_byte_s", "tokens", "cost_usd")
 _NAMES = """
     SELECT scenario, endpoint, row_number() OVER (ORDER BY min(intended_s), scenario, endpoint) - 1 AS name
     FROM requests GROUP BY scenario, endpoint"""
@@ -28,6 +30,7 @@ _ROWS = f"""
         CASE WHEN r.cache IN ('hit', 'join') THEN 1 WHEN r.cache IS NULL THEN 0 ELSE 2 END::TINYINT AS cache,
         coalesce(r.first_token_s, CASE WHEN len(r.gaps_s) > 0 THEN r.first_byte_s END, 'nan'::DOUBLE) AS first_token_s,
         coalesce(r.first_byte_s, 'nan'::DOUBLE) AS first_byte_s,
+        coalesce(r.cost_usd, 'nan'::DOUBLE) AS cost_usd,
         coalesce(r.output_tokens, CASE WHEN len(r.gaps_s) > 0 THEN len(r.gaps_s) + 1 ELSE 0 END) AS tokens
     FROM requests r JOIN names n ON r.scenario = n.scenario AND r.endpoint = n.endpoint"""  # noqa: S608 - nothing from outside
 
@@ -52,6 +55,7 @@ class Table:
     first_token_s: Floats  # NaN: it did not stream
     first_byte_s: Floats  # NaN: none came
     tokens: Floats
+    cost_usd: Floats  # NaN: not stated
     ok: Flags
     timed: Flags  # answered or timed out: what latencies are taken of
     cache: NDArray[np.int8]  # HIT, MISS or 0
@@ -61,10 +65,7 @@ class Table:
         """All requests of a run."""
         names = [Name(scenario=row[0], endpoint=row[1]) for row in run.query(f"{_NAMES} ORDER BY name")]
         found = run.columns(_ROWS)
-        floats = {
-            name: np.asarray(found[name], dtype=np.float64)
-            for name in ("intended_s", "started_s", "ended_s", "first_token_s", "first_byte_s", "tokens")
-        }
+        floats = {name: np.asarray(found[name], dtype=np.float64) for name in _FLOATS}
         return cls(
             names=names,
             name=np.asarray(found["name"], dtype=np.int64),
@@ -94,13 +95,7 @@ class Table:
 
     def part(self, rows: Flags) -> "Table":
         """Only these rows."""
-        columns = {
-            name: getattr(self, name)[rows]
-            for name in (
-                "name", "intended_s", "started_s", "ended_s", "first_token_s", "first_byte_s", "tokens", "ok", "timed",
-                "cache",
-            )
-        }  # fmt: skip
+        columns = {name: getattr(self, name)[rows] for name in (*_FLOATS, "name", "ok", "timed", "cache")}
         return Table(names=self.names, **columns)
 
     def scenario(self, name: str) -> "Table":
@@ -111,8 +106,13 @@ class Table:
         """Only the requests to one endpoint."""
         return self.part(np.isin(self.name, [i for i, n in enumerate(self.names) if n.endpoint == name]))
 
-    def figures(self, resources: Sequence[ResourceSample] = (), errors: dict[str, int] | None = None) -> Figures:
-        """What `trace.figures.figures_of` says of the same requests without spans, streams' gaps and cost left out."""
+    def figures(
+        self,
+        resources: Sequence[ResourceSample] = (),
+        errors: dict[str, int] | None = None,
+        bounds: Sequence[Bound] = (),
+    ) -> Figures:
+        """What `trace.figures.figures_of` says of the same requests when they have no spans and did not stream."""
         if not len(self):
             return Figures(requests=0, duration_s=0.0)
         start_s, end_s = float(self.intended_s.min()), float(self.ended_s.max())
@@ -128,6 +128,7 @@ class Table:
             errors=errors or {},
         )
         found: dict[str, object] = dict(memory_figures(resources, start_s, end_s, rate_per_s))
+        found |= self._cost() | self._goodput(bounds, duration_s)
         timed = np.sort(self.latency_s[self.timed])
         if len(timed):
             for q in (0.5, 0.95, 0.99):
@@ -143,6 +144,21 @@ class Table:
         if len(first):
             found |= {"first_byte_p50_s": at_quantile(first, 0.5), "first_byte_p95_s": at_quantile(first, 0.95)}
         return msgspec.structs.replace(figures, **found)
+
+    def _cost(self) -> dict[str, object]:
+        """As stated by answers, if all that were billed state it."""
+        costs = np.where(self.cache == HIT, 0.0, self.cost_usd)[self.ok]
+        if np.isnan(self.cost_usd).all() or np.isnan(costs).any():
+            return {}
+        return {"cost_per_1000_usd": math.fsum(costs.tolist()) / len(self) * 1000}
+
+    def _goodput(self, bounds: Sequence[Bound], duration_s: float) -> dict[str, object]:
+        """Bounds on what only streams have are met by all others."""
+        if not bounds:
+            return {}
+        limit_s = min((bound.limit_s for bound in bounds if bound.measure == "latency_s"), default=math.inf)
+        good = int((self.ok & (self.latency_s <= limit_s)).sum())
+        return {"goodput_ratio": good / len(self), "goodput_per_s": good / duration_s if duration_s > 0 else None}
 
 
 def at_quantile(ordered: Floats, q: float) -> float:

@@ -27,6 +27,7 @@ from paceline.store.rows import _FIELDS, Naming, RowsHeader
 from paceline.trace.figures import figures_of
 from paceline.trace.streaming import parse_bound
 
+pytestmark = pytest.mark.slow  # each writes a run and reads it with DuckDB
 STREAM = {"first_token_s": 0.03, "gaps_s": [0.01, 0.02], "output_tokens": 3}
 
 
@@ -96,7 +97,6 @@ def text_of(page: str) -> str:
     return " ".join(" ".join(read(page).text).split())
 
 
-@pytest.mark.slow
 def test_the_page_of_a_load_holds_everything(tmp_path: Path) -> None:
     requests = [request(i, **STREAM, cache="hit" if i % 3 == 0 else "miss") for i in range(400)]
     requests += [request(400 + i, status=503, error="status") for i in range(4)]
@@ -199,7 +199,6 @@ def test_markdown_and_json_tell_of_errors_and_objectives(tmp_path: Path, capsys:
     assert [g["outcome"] for g in record["objectives"]] == ["missed"]
 
 
-@pytest.mark.slow
 def test_a_large_run_has_a_small_page(tmp_path: Path) -> None:
     """110,000 requests are summed up as columns, and the page does not grow with them."""
     count = 110_000
@@ -271,7 +270,6 @@ def figures(document: str) -> dict[str, str]:
 
 
 @pytest.mark.system
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_zooms_all_plots_over_time_together(tmp_path: Path) -> None:
     """A shared address opens zoomed under the page's own policy; then drag, read by key, double-click."""

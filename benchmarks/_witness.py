@@ -26,7 +26,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import msgspec
+import psutil
 
+from benchmarks._rig import cores, pin, prefer
+
+LOADING, SERVING = cores()  # before this process keeps to one of them: then it sees no other, nor do its children
 STALL_EVERY_S, STALL_S = 10.0, 1.0
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 50
 _SO_TIMESTAMPNS = 35
@@ -46,7 +50,7 @@ class Record(msgspec.Struct):
 @contextlib.contextmanager
 def witness(kind: str, delay_s: float = 0.0) -> Iterator[str]:
     """The URL of such a server, as long as the context lasts."""
-    command = [sys.executable, "-m", "benchmarks._witness", kind, str(delay_s)]
+    command = [sys.executable, "-m", "benchmarks._witness", kind, str(delay_s), *map(str, SERVING)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -240,10 +244,6 @@ TOKEN = _event({"content": "word "})
 CLOSING = _event({}, "stop") + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 if __name__ == "__main__":
-    import psutil
-
-    from benchmarks._rig import cores, pin, prefer
-
-    pin(cores()[1])
+    pin(set(map(int, sys.argv[3:])))
     prefer(psutil.Process())
     Server(sys.argv[1], float(sys.argv[2])).run()

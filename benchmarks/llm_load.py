@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import uvloop
 
-from benchmarks._rig import cores, machine, pin, prefer
-from benchmarks._witness import TOKENS, ask, witness
+from benchmarks._rig import machine, pin, prefer
+from benchmarks._witness import LOADING, TOKENS, ask, witness
 from paceline.load.driver import drive
 from paceline.load.scenario import OPEN, Scenario
 from paceline.stats.quantiles import quantiles
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--quick", action="store_true", help="one run of 5 s instead of three of 20 s")
     args = parser.parse_args()
-    pin(cores()[0])
+    pin(LOADING)
     preferred = prefer(psutil.Process())
     runs = [measure(5.0)] if args.quick else [measure(20.0) for _ in range(3)]
     middle = sorted(runs, key=lambda run: run["first_token_p99_error_ratio"])[len(runs) // 2]

@@ -28,8 +28,8 @@ import msgspec
 import psutil
 import uvloop
 
-from benchmarks._rig import cores, machine, nginx, nginx_path, pin, prefer
-from benchmarks._witness import ask, witness
+from benchmarks._rig import machine, nginx, nginx_path, pin, prefer
+from benchmarks._witness import LOADING, SERVING, ask, witness
 from paceline.load.driver import drive
 from paceline.load.scenario import Scenario
 from paceline.model.run import ScenarioInfo
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object (also the default)")
     parser.add_argument("--quick", action="store_true", help="shorter runs, one repetition")
     args = parser.parse_args()
-    pin(cores()[0])
+    pin(LOADING)
     preferred = prefer(psutil.Process())  # wrk inherits it
     quick = args.quick
     rounds = 1 if quick else 3
@@ -121,7 +121,7 @@ def closed_loop(duration_s: float, rounds: int) -> dict[str, object]:
         if nginx_path() is None:
             url = stack.enter_context(witness("fixed"))
         else:
-            process, port = stack.enter_context(nginx(Path(folder) / "nginx", cores()[1]))
+            process, port = stack.enter_context(nginx(Path(folder) / "nginx", SERVING))
             prefer(process)
             url = f"http://127.0.0.1:{port}"
         for turn in range(-1, rounds):

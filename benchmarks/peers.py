@@ -28,8 +28,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks._rig import cores, machine, nginx, nginx_path, pin, prefer
-from benchmarks._witness import ask, witness
+from benchmarks._rig import machine, nginx, nginx_path, pin, prefer
+from benchmarks._witness import LOADING, SERVING, ask, witness
 from benchmarks.load import measured, per_cpu_s, wrk_per_cpu_s
 from paceline.load.locust.locustfile import LocustLoad, drive_locustfile
 from paceline.load.scenario import Scenario
@@ -70,13 +70,13 @@ def main() -> None:
     parser.add_argument("--locust", default=shutil.which("locust"), help="Locust's program")
     parser.add_argument("--aiperf", default=shutil.which("aiperf"), help="AIPerf's program")
     args = parser.parse_args()
-    pin(cores()[0])
+    pin(LOADING)
     prefer(psutil.Process())  # the tools inherit both
     result = {
         "machine": machine(),
         "load": load(12 if args.quick else 25, args.locust),
-        "closed": closed(2 if args.quick else 10, args.locust),
-        "streams": streams(5 if args.quick else 20, args.aiperf),
+        "closed": closed(2 if args.quick else 5, args.locust),
+        "streams": streams(5 if args.quick else 10, args.aiperf),
     }
     print(json.dumps(result))
 
@@ -142,7 +142,7 @@ def closed(seconds: int, locust: str | None) -> dict[str, object]:
     """Requests per CPU-second of each at nginx."""
     if nginx_path() is None:
         return {"not installed": "nginx"}
-    with tempfile.TemporaryDirectory() as folder, nginx(Path(folder) / "nginx", cores()[1]) as (process, port):
+    with tempfile.TemporaryDirectory() as folder, nginx(Path(folder) / "nginx", SERVING) as (process, port):
         prefer(process)
         url = f"http://127.0.0.1:{port}"
         scenario = Scenario(name="closed", method="GET", users=32, duration_s=float(seconds))

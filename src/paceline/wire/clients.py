@@ -75,9 +75,9 @@ def client_for(
     """
     if proxy is None and not http2:
         return HttpClient(base_url, limits=limits, timeouts=timeouts, tls=tls)
-    from paceline.wire.library_client import LibraryClient  # optional dependency
+    from paceline.wire.library_client import through_httpx  # optional dependency
 
-    return LibraryClient(base_url, proxy=proxy, http2=http2, limits=limits, timeouts=timeouts, tls=tls)
+    return through_httpx(base_url, proxy=proxy, http2=http2, limits=limits, timeouts=timeouts, tls=tls)
 
 
 def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport.binding import Source
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.client import ClientReply, Connection, HttpClient, Timeouts
+from paceline.wire.client import Connection, HttpClient, Timeouts
+from paceline.wire.clients import IncomingReply
+from paceline.wire.library_client import LibraryClient
 
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ def _timeouts(connect_s: float) -> Timeouts:
     return Timeouts(connect_s=connect_s, first_byte_s=FOREVER_S, silence_s=FOREVER_S)
 
 
-class PatientClient(HttpClient):
+class _Patient:
     """A client that connects within its caller's time, and leaves the rest of the timing to the caller."""
 
     @property
@@ -89,21 +91,19 @@ class PatientClient(HttpClient):
     def timeouts(self, timeouts: Timeouts) -> None:
         """Nothing: they come with the call."""
 
-    async def request(
-        self,
-        method: str,
-        target: str,
-        headers: Any = (),  # as the client's
-        body: bytes = b"",
-    ) -> ClientReply:
+    async def request(self, method: str, target: str, headers: Any = (), body: bytes = b"") -> Any:
         """As the client's; a failure is noted for the caller as well."""
         try:
-            return await super().request(method, target, headers, body)
+            return await super().request(method, target, headers, body)  # type: ignore[misc] # the client's, behind it
         except UpstreamError as error:
             patience = PATIENCE.get(None)
             if patience is not None:
                 patience.failure = error
             raise
+
+
+class PatientClient(_Patient, HttpClient):
+    """Our own client for callers with patience."""
 
     async def _open(self) -> Connection:
         patience = PATIENCE.get(None)
@@ -113,6 +113,10 @@ class PatientClient(HttpClient):
         connection = await super()._open()
         patience.restart(patience.read_s)
         return connection
+
+
+class PatientLibraryClient(_Patient, LibraryClient):
+    """The same over a transport of httpx. It does not say when it connects: that counts as waiting for the answer."""
 
 
 class Timed:
@@ -146,7 +150,7 @@ class Direct:
 
     __slots__ = ("_reply",)
 
-    def __init__(self, reply: ClientReply) -> None:
+    def __init__(self, reply: IncomingReply) -> None:
         self._reply = reply
 
     def __aiter__(self) -> "Direct":

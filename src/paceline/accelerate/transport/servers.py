@@ -15,7 +15,9 @@ from paceline.accelerate.transport.binding import Binding, Source, close_soon
 from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url, origin_of
 from paceline.accelerate.transport.settings import TransportSettings
 from paceline.errors import Overloaded
-from paceline.wire.client import ClientLimits, HttpClient
+from paceline.model.price import price_of
+from paceline.wire.client import ClientLimits
+from paceline.wire.clients import Client
 from paceline.wire.http import HttpRequest, Reply
 
 _READ_BYTES = 1024 * 1024  # an answer up to this size is handed to a sync client in one piece
@@ -45,7 +47,7 @@ class Answered(NamedTuple):
 
 class _Server(NamedTuple):
     url: str
-    client: HttpClient
+    client: Client
     engine: Engine | None  # None: nothing is switched on, calls go straight to the wire
 
 
@@ -102,19 +104,22 @@ class Servers:
         server = self._servers[origin] = _Server(url, client, self._engine(client, binding) if self._active else None)
         return server
 
-    def _client(self, url: str, binding: Binding) -> HttpClient:
+    def _client(self, url: str, binding: Binding) -> Client:
         scheme, _, _ = origin = origin_of(url)
         proxy = own.proxy_of(origin, self._settings)
         if self._settings.http2 or proxy is not None:
             own.tell_once(url, self._settings)
-            return own.BridgeClient(url, binding, self.own.get(binding, proxy))
+            transport = self.own.get(binding, proxy)
+            return patience.PatientLibraryClient(url, binding.module, transport, owns=False)
         return patience.PatientClient(
             url,
             limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
             tls=self.own.tls(binding) if scheme == "https" else None,
         )
 
-    def _engine(self, client: HttpClient, binding: Binding) -> Engine:
+    def _engine(self, client: Client, binding: Binding) -> Engine:
+        if self._first is None:
+            price_of("gpt-4o")  # loads the price list (0.2 s) now, before any caller's patience with a server counts
         # Keys hold the tenant, tenants hold the server: nothing crosses.
         engine = Engine(
             client,
@@ -171,7 +176,7 @@ async def _through(engine: Engine, url: str, asked: Outgoing) -> Answered:
     return Answered(outcome.status, outcome.headers, body)
 
 
-async def _straight(client: HttpClient, url: str, asked: Outgoing) -> Answered:
+async def _straight(client: Client, url: str, asked: Outgoing) -> Answered:
     """Call the server and nothing else."""
     head = asked.head
     told = patience.Patience(asked.connect_s, asked.read_s)

@@ -42,6 +42,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     connect_s: float = 10.0  # to a provider, TLS included
     first_byte_s: float = 300.0  # from a call sent to the head of its answer
     silence_s: float = 120.0  # between two pieces of an answer
+    http2_servers: list[str] = []  # https URLs of providers and deployments that are asked over HTTP/2
     connections: int = 20_000  # of callers, each worker; above: 503
     body_bytes: int = 64 * 1024 * 1024  # of a call; above: 413
 
@@ -54,6 +55,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in ("connect_s", "first_byte_s", "silence_s", "connections", "body_bytes"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be above 0; got {value:g}")
+        for url in self.http2_servers:
+            parts = urlsplit(url)
+            _require(
+                parts.scheme == "https" and bool(parts.hostname),
+                f"http2_servers wants https URLs, as HTTP/2 is agreed on in TLS; got {url!r}",
+            )
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +140,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
         config = replace(config, server=server)
         check_host(server.host, keys=config.wants_keys, insecure_bind=server.insecure_bind)
         check_deployments(config, credentials(config, os.environ))
+        check_http2(config)
         return config
 
     def _spent_file(self, config: GatewayConfig) -> str | None:
@@ -184,6 +192,17 @@ def check_deployments(config: GatewayConfig, credentials: Mapping[str, tuple[byt
                 f"routing.deployments {deployment.name} would be sent the credential of providers."
                 f"{deployment.provider}: give it a key_env of its own, or keyless = true"
             )
+            raise ConfigError(msg)
+
+
+def check_http2(config: GatewayConfig) -> None:
+    """Refuse servers in `http2_servers` that no call goes to: a misspelt one would quietly be asked over HTTP/1.1."""
+    urls = [config.url_of(name) for name in DEFAULT_URLS]
+    urls += [deployment.url for deployment in config.policy.routing.deployments]
+    known = {urlsplit(url).netloc for url in urls}
+    for url in config.server.http2_servers:
+        if urlsplit(url).netloc not in known:
+            msg = f"server.http2_servers has {url}, where no provider or deployment is; they are at {', '.join(known)}"
             raise ConfigError(msg)
 
 

@@ -7,6 +7,7 @@ is over. What did not change is kept: the engine whole, or the answers it rememb
 import asyncio
 import os
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import Listener
@@ -93,12 +94,15 @@ class Composition:
             first_byte_s=server.first_byte_s / self._speed,
             silence_s=server.silence_s / self._speed,
         )
+        http2 = {urlsplit(url).netloc for url in server.http2_servers}
         return Engine(
             Providers(
                 openai=config.url_of("openai"), anthropic=config.url_of("anthropic"), gemini=config.url_of("gemini")
             ),
             policy_of(config),
-            client=lambda url: client_for(url, proxy=proxy_for(url, os.environ), timeouts=timeouts),
+            client=lambda url: client_for(
+                url, proxy=proxy_for(url, os.environ), http2=urlsplit(url).netloc in http2, timeouts=timeouts
+            ),
             takes_over=old,
             clock=self._clock,
             speed=self._speed,
@@ -120,7 +124,7 @@ def _of_engine(config: GatewayConfig) -> tuple[object, ...]:
     """Everything an engine is made of."""
     server = config.server
     urls = [config.url_of(name) for name in ("openai", "anthropic", "gemini")]
-    return policy_of(config), urls, server.connect_s, server.first_byte_s, server.silence_s
+    return policy_of(config), urls, server.http2_servers, server.connect_s, server.first_byte_s, server.silence_s
 
 
 async def _retire(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""A client built on httpx, for what the raw one does not reach: proxies and HTTP/2. Bytes pass as they are."""
+"""A client built on httpx, for what the raw one does not reach: proxies. Bytes pass as they are."""
 
 import asyncio
 import contextlib
@@ -175,7 +175,6 @@ def through_httpx(
     base_url: str,
     *,
     proxy: str | None = None,
-    http2: bool = False,
     limits: ClientLimits | None = None,
     timeouts: Timeouts | None = None,
     tls: ssl.SSLContext | None = None,
@@ -187,13 +186,11 @@ def through_httpx(
     try:
         import httpx
     except ImportError as error:
-        msg = f"a proxy or HTTP/2 needs httpx: {_INSTALL}"
+        msg = f"a proxy needs httpx: {_INSTALL}"
         raise ConfigError(msg) from error
     limits = limits or ClientLimits()
     verify = tls or ssl.create_default_context()
-    transport = library_transport(
-        httpx, httpx.AsyncHTTPTransport, proxy=proxy, http2=http2, limits=limits, verify=verify
-    )
+    transport = library_transport(httpx, httpx.AsyncHTTPTransport, proxy=proxy, limits=limits, verify=verify)
     return LibraryClient(base_url, httpx, transport, limits=limits, timeouts=timeouts)
 
 
@@ -202,9 +199,9 @@ def library_transport(
     kind: Callable[..., Any],
     *,
     proxy: str | None,
-    http2: bool,
     limits: ClientLimits,
     verify: ssl.SSLContext | bool,
+    http2: bool = False,
     trust_env: bool = False,
 ) -> Any:
     """A transport of the library of this `kind` (sync or async). ConfigError: a part is missing, or `proxy` no URL."""

@@ -1,4 +1,4 @@
-"""httpx's own transports, for what ours does not reach: proxies, HTTP/2, uploads. With a policy, it still applies."""
+"""httpx's own transports, for what ours does not reach: proxies and uploads. With a policy, it still applies."""
 
 import logging
 import ssl
@@ -53,8 +53,8 @@ class OwnTransports:
         for name in [name for name in request.headers if name.startswith(OWN_PREFIX.decode())]:
             del request.headers[name]
         proxy = proxy_of(origin, self._settings)
-        if proxy is not None or self._settings.http2:
-            tell_once(base_url(origin), self._settings)
+        if proxy is not None:
+            tell_once(base_url(origin))
         return self.get(binding, proxy)
 
     def get(self, binding: Binding, proxy: str | None) -> Any:
@@ -84,10 +84,9 @@ class OwnTransports:
             await self._transports.popitem()[1].aclose()
 
 
-def tell_once(url: str, settings: TransportSettings) -> None:
+def tell_once(url: str) -> None:
     """Say, once, that a server is reached through httpx's own transport. Not through which proxy: it may hold a
     password."""
     if url not in _told:
         _told.add(url)
-        why = "HTTP/2 is asked for" if settings.http2 else "a proxy is set"
-        log.warning("%s is reached through httpx's own transport: %s", url, why)
+        log.warning("%s is reached through httpx's own transport: a proxy is set", url)

@@ -20,7 +20,7 @@ from paceline.wire.library_client import LibraryClient
 T = TypeVar("T")
 
 FOREVER_S = 365 * 86_400.0  # of a limit the client was told not to have
-_SLACK_S = 1.0  # the wire's own limit of the time to connect comes first
+SLACK_S = 1.0  # the wire's own limit of the time to connect comes first
 _FAILED = ("upstream_timeout", "upstream_broken")
 
 
@@ -78,7 +78,7 @@ def _timeouts(connect_s: float) -> Timeouts:
     return Timeouts(connect_s=connect_s, first_byte_s=FOREVER_S, silence_s=FOREVER_S)
 
 
-class _Patient:
+class CallersTime:
     """A client that connects within its caller's time, and leaves the rest of the timing to the caller."""
 
     @property
@@ -102,20 +102,20 @@ class _Patient:
             raise
 
 
-class PatientClient(_Patient, HttpClient):
+class PatientClient(CallersTime, HttpClient):
     """Our own client for callers with patience."""
 
     async def _open(self) -> Connection:
         patience = PATIENCE.get(None)
         if patience is None:
             return await super()._open()
-        patience.restart(patience.connect_s + _SLACK_S)
+        patience.restart(patience.connect_s + SLACK_S)
         connection = await super()._open()
         patience.restart(patience.read_s)
         return connection
 
 
-class PatientLibraryClient(_Patient, LibraryClient):
+class PatientLibraryClient(CallersTime, LibraryClient):
     """The same over a transport of httpx. It does not say when it connects: that counts as waiting for the answer."""
 
 

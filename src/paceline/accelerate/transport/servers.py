@@ -3,6 +3,7 @@
 One cache and one table of calls in flight serve them all, each server a partition of its own; limits are a server's.
 """
 
+import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from paceline.accelerate.transport import own, patience
 from paceline.accelerate.transport.binding import Binding, Source, close_soon
 from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url, origin_of
 from paceline.accelerate.transport.settings import TransportSettings
-from paceline.errors import Overloaded
+from paceline.errors import ConfigError, Overloaded
 from paceline.model.price import price_of
 from paceline.wire.client import ClientLimits
 from paceline.wire.clients import Client
@@ -72,7 +73,7 @@ class Servers:
         """True when httpx's own transport should do it all: it is needed, and no policy asks for more."""
         if self._active or origin in self._servers:
             return False
-        return self._settings.http2 or own.proxy_of(origin, self._settings) is not None
+        return own.proxy_of(origin, self._settings) is not None
 
     async def send(self, asked: Outgoing, binding: Binding) -> Answered:
         """Make a call and wait for the head of its answer. Raises UpstreamError, Overloaded, or ValueError for
@@ -107,15 +108,15 @@ class Servers:
     def _client(self, url: str, binding: Binding) -> Client:
         scheme, _, _ = origin = origin_of(url)
         proxy = own.proxy_of(origin, self._settings)
-        if self._settings.http2 or proxy is not None:
-            own.tell_once(url, self._settings)
+        if proxy is not None:
+            own.tell_once(url)
             transport = self.own.get(binding, proxy)
             return patience.PatientLibraryClient(url, binding.module, transport, owns=False)
-        return patience.PatientClient(
-            url,
-            limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
-            tls=self.own.tls(binding) if scheme == "https" else None,
-        )
+        limits = ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s)
+        tls = self.own.tls(binding) if scheme == "https" else None
+        if self._settings.http2 and tls is not None:
+            return _http2(url, limits, tls)
+        return patience.PatientClient(url, limits=limits, tls=tls)
 
     def _engine(self, client: Client, binding: Binding) -> Engine:
         if self._first is None:
@@ -188,6 +189,15 @@ async def _straight(client: Client, url: str, asked: Outgoing) -> Answered:
     if reply.done:  # small answers are all here with their head
         return Answered(reply.status, reply.headers, await reply.read())
     return Answered(reply.status, reply.headers, patience.Timed(patience.Direct(reply), asked.read_s, url))
+
+
+def _http2(url: str, limits: ClientLimits, tls: ssl.SSLContext) -> Client:
+    try:
+        from paceline.accelerate.transport.http2 import PatientHttp2Client  # optional dependency
+    except ImportError as error:
+        msg = "TransportSettings.http2 needs the h2 package: pip install 'paceline[transport]'"
+        raise ConfigError(msg) from error
+    return PatientHttp2Client(url, limits=limits, tls=tls)
 
 
 def _is_busy(server: _Server) -> bool:

@@ -1,6 +1,7 @@
 """Look after the cache that services on this machine and others share: sizes, invalidation, warming.
 
 example: paceline cache invalidate --host .paceline/cache --redis redis://127.0.0.1:6379/0 --tag contract-4711
+         paceline cache invalidate --gateway http://127.0.0.1:8787 --tag contract-4711
 """
 
 import argparse
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         where.add_argument("--redis", metavar="URL", help="the fleet level")
         where.add_argument("--namespace", help="of the fleet level (default: paceline)")
         action.add_argument("--json", action="store_true", help="print one JSON object")
+        if name in ("invalidate", "clear"):
+            where.add_argument("--gateway", metavar="URL", help="a running gateway: all its processes and levels")
+            where.add_argument("--key-env", metavar="NAME", help="variable with a gateway key of the role operator")
         if name == "invalidate":
             action.add_argument("--tag", action="append", default=[], help="answers with this tag; may be repeated")
             action.add_argument("--key", action="append", default=[], help="the answer of this key; may be repeated")
@@ -47,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it and say what was done."""
-    policy = _policy(args)
     if args.action == "invalidate" and not (args.tag or args.key or args.tenant):
         msg = "invalidate what? Name at least one --tag, --key or --tenant; `paceline cache clear` drops everything"
         raise ConfigError(msg)
-    done = asyncio.run(_act(args, policy))
+    if args.action in ("invalidate", "clear") and args.gateway is not None:
+        return _ask_gateway(args)
+    done = asyncio.run(_act(args, _policy(args)))
     if args.json:
         print(msgspec.json.encode(done).decode())
     else:
@@ -60,6 +65,27 @@ def run(args: argparse.Namespace) -> int:
     if down:
         print(f"paceline cache: not reached: {', '.join(down)}", file=sys.stderr)
     return 1 if down else 0
+
+
+def _ask_gateway(args: argparse.Namespace) -> int:
+    from paceline.cli._gateway_cache import invalidate
+
+    everything = args.action == "clear"
+    if args.host is not None or args.redis is not None or args.policy is not None:
+        msg = "--gateway reaches all levels of that gateway's cache: leave --host, --redis and --policy out"
+        raise ConfigError(msg)
+    if not everything and args.key:
+        msg = "--key is for keys of get_or_compute; a gateway's answers are dropped by --tag or --tenant"
+        raise ConfigError(msg)
+    tags, tenant = ([], None) if everything else (args.tag, args.tenant)
+    answer = invalidate(args.gateway, args.key_env, tags=tags, tenant=tenant, everything=everything)
+    done = msgspec.json.decode(answer)
+    if args.json:
+        print(answer.decode())
+    else:
+        many = done["processes"] != 1
+        print(f"{done['dropped']} answers dropped in {done['processes']} process{'es' if many else ''} of the gateway")
+    return 0
 
 
 async def _act(args: argparse.Namespace, policy: "CachePolicy") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import msgspec
 
 from paceline.errors import ConfigError
 
-CALLS, MONITOR = "calls", "monitor"
+CALLS, MONITOR, OPERATOR = "calls", "monitor", "operator"
 PREFIX = "pl_"
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _ID_HEX = 8
@@ -35,7 +35,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     salt: str  # hex
     hash: str  # hex of SHA-256 over salt and key
     tenant: str | None = None  # whose cache, queue and cost it shares; None: its own, by its name
-    role: str = CALLS  # "monitor": reads /metrics and the gateway's own pages, makes no calls
+    role: str = CALLS  # "monitor": reads the gateway's pages, makes no calls; "operator": drops kept answers, too
     requests_per_min: float | None = None
     tokens_per_min: float | None = None  # in and out, as the provider counted them
     budget_usd_per_day: float | None = None  # days and months of UTC
@@ -51,8 +51,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             if value is not None and not _NAME.fullmatch(value):
                 msg = f"{field} must be 1 to 64 letters, digits or _ . @ -; got {value!r}"
                 raise ValueError(msg)
-        if self.role not in (CALLS, MONITOR):
-            msg = f"role must be {CALLS} or {MONITOR}; got {self.role!r}"
+        if self.role not in (CALLS, MONITOR, OPERATOR):
+            msg = f"role must be {CALLS}, {MONITOR} or {OPERATOR}; got {self.role!r}"
             raise ValueError(msg)
         if not re.fullmatch(r"[0-9a-f]{64}", self.hash) or not re.fullmatch(r"[0-9a-f]{16,}", self.salt):
             msg = "hash and salt must be as `paceline keys add` wrote them"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from paceline.accelerate.caller import Caller
-from paceline.gateway.keys import CALLS, MONITOR, Key, id_of
+from paceline.gateway.keys import CALLS, MONITOR, OPERATOR, Key, id_of
 from paceline.gateway.keys_models import ModelCheck
 from paceline.gateway.keys_quota import Meter, Refusal
 from paceline.wire.dialects import CREDENTIAL_HEADERS, dialect_for, dialect_of, without_credentials
@@ -26,6 +26,7 @@ _MISSING = Refusal(
     message="this gateway wants one of its keys, as `Authorization: Bearer`, `x-api-key` or `x-goog-api-key`",
 )
 _MONITORS_ONLY = Refusal(status=403, code="forbidden", message="this gateway key reads metrics and makes no calls")
+_READS_ONLY = Refusal(status=403, code="forbidden", message="this gateway key reads pages and changes nothing")
 _NOT_A_MONITOR = Refusal(status=403, code="forbidden", message="this page is for gateway keys with the role monitor")
 _OTHER_PATH = Refusal(
     status=403, code="forbidden", message="this gateway key is for model calls; this path needs one with other_paths"
@@ -90,6 +91,11 @@ class Door:
         request.headers, request.target = known.headers, known.target
         return caller
 
+    @property
+    def asks_for_keys(self) -> bool:
+        """True when nobody gets in without one."""
+        return self._callers is not None
+
     def caller_of(self, request: HttpRequest) -> KeyCaller | None:
         """Who sent this request, by its key; None: nobody known. Nothing is counted."""
         found = self._find(request)
@@ -100,7 +106,16 @@ class Door:
         found = self._find(request)
         if isinstance(found, Refusal) or found is None:
             return found
-        return None if found.key.role == MONITOR else _NOT_A_MONITOR
+        return None if found.key.role in (MONITOR, OPERATOR) else _NOT_A_MONITOR
+
+    def whose_answers(self, request: HttpRequest) -> "KeyCaller | Refusal | None":
+        """Whose kept answers this request may drop: the caller's; None: everybody's."""
+        found = self._find(request)
+        if isinstance(found, Refusal) or found is None:
+            return found
+        if found.key.role == MONITOR:
+            return _READS_ONLY
+        return None if found.key.role == OPERATOR else found
 
     def _find(self, request: HttpRequest) -> KeyCaller | Refusal | None:
         if self._callers is None:

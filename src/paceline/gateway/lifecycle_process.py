@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from paceline.accelerate.cache import Selection
 from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import CallRecord, Listener
 from paceline.clock import RunClock
 from paceline.gateway.access_log import AccessLog
 from paceline.gateway.config import GatewayConfig
+from paceline.gateway.invalidation import Dropped, Tell, drop, nobody_else
 from paceline.gateway.keys_door import KeyCaller
 from paceline.gateway.keys_table import Table
 from paceline.gateway.metrics import Metrics
@@ -64,6 +66,7 @@ class ServingProcess:
         self._server: Server | None = None
         self._pages: Pages | None = None
         self._writer: asyncio.Task[None] | None = None
+        self.tell: Tell = nobody_else  # the other processes, what is dropped
         self.more_gauges: Callable[[], dict[str, dict[str, float]]] = dict  # of who runs this process
 
     async def start(self, config: GatewayConfig, rows: Mapping[str, int]) -> Address:
@@ -78,6 +81,7 @@ class ServingProcess:
             self.shared,
             state=self._state,
             more={"/-/cache": self._cache_page, "/-/limits": self._limits_page, "/-/prompts": self._prompts_page},
+            drop=self._drop,
             log=self._log,
             started_ns=self._place.started_ns,
         )
@@ -157,6 +161,14 @@ class ServingProcess:
     def _cache_page(self) -> Mapping[str, Any]:
         cache = self._engine().cache
         return {"worker": self._place.number, "cache": cache.statistics() if cache is not None else None}
+
+    async def _drop(self, selection: Selection) -> Dropped:
+        return await drop(self._engine().cache, selection, self.tell)
+
+    def hear(self, selection: Selection) -> int:
+        """Drop what another process was told to; how many entries this one lost."""
+        cache = self._engine().cache
+        return cache.hear(selection) if cache is not None else 0
 
     def _limits_page(self) -> Mapping[str, Any]:
         limits = self._engine().limits

@@ -25,7 +25,7 @@ from paceline.gateway.lifecycle_process import Address
 from paceline.gateway.lifecycle_told import admit_keys, say, spent_gauges
 from paceline.gateway.metrics import Metrics
 from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
-from paceline.gateway.workers_channel import Assignment, Channel, NewConfig, Stop, Told
+from paceline.gateway.workers_channel import Assignment, Channel, Forget, Forgot, NewConfig, Stop, Told
 from paceline.gateway.workers_sockets import Listeners
 
 _ANSWER_S = 10.0  # a worker that has not taken up a new configuration by then is not waited for
@@ -53,6 +53,7 @@ class Worker:
         self.failures = 0  # short lives in a row
         self.error: str | None = None  # why it did not start
         self.answers: asyncio.Queue[Told | None] = asyncio.Queue()  # to new configurations; None: it is gone
+        self.forgetting: dict[tuple[int, int], asyncio.Future[Forgot | None]] = {}  # what it was told to drop
 
     def launch(self, listen_fd: int, table_fd: int) -> socket.socket:
         """Start the process; the parent's end of its channel."""
@@ -219,7 +220,7 @@ class Parent:
         sent = self.config
         try:
             async with asyncio.timeout(_START_S):
-                told = await channel.told()
+                told = await _first(channel)
         except TimeoutError:
             process.kill()
             told = None
@@ -238,9 +239,34 @@ class Parent:
 
     async def _listen(self, worker: Worker, channel: Channel) -> None:
         """Take the worker's answers until it is gone."""
-        while (told := await channel.told()) is not None:
-            worker.answers.put_nowait(told)
-        worker.answers.put_nowait(None)
+        async with asyncio.TaskGroup() as telling:
+            while (told := await channel.told()) is not None:
+                if isinstance(told, Forget):
+                    telling.create_task(self._spread(worker, channel, told))
+                elif isinstance(told, Forgot):
+                    waiting = worker.forgetting.pop((told.worker, told.number), None)
+                    if waiting is not None:
+                        waiting.set_result(told)
+                else:
+                    worker.answers.put_nowait(told)
+            worker.answers.put_nowait(None)
+            for waiting in worker.forgetting.values():
+                waiting.set_result(None)  # it is gone, and what it kept with it
+            worker.forgetting.clear()
+
+    async def _spread(self, asking: Worker, back: Channel, forget: Forget) -> None:
+        """Have every other worker drop answers, and tell the one that was asked. One that starts has none yet."""
+        answers = []
+        for worker in self._workers:
+            if worker is not asking and worker.channel is not None:
+                answer = asyncio.get_running_loop().create_future()
+                worker.forgetting[forget.worker, forget.number] = answer
+                answers.append(answer)
+                worker.channel.send(forget)
+        done, _ = await asyncio.wait(answers, timeout=_ANSWER_S) if answers else (set(), None)
+        forgot = [answer.result() for answer in done if answer.result() is not None]
+        dropped, processes = sum(each.dropped for each in forgot), len(forgot)
+        back.send(Forgot(number=forget.number, worker=forget.worker, dropped=dropped, processes=processes))
 
     async def _count(self) -> None:
         while True:
@@ -261,6 +287,12 @@ class Parent:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._table_file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _first(channel: Channel) -> Told | None:
+    """The answer to the assignment, which comes before everything else."""
+    told = await channel.told()
+    return told if isinstance(told, Told) else None
 
 
 def _reap(process: "subprocess.Popen[bytes]") -> None:

@@ -5,6 +5,7 @@ import socket
 
 import msgspec
 
+from paceline.accelerate.cache import Selection
 from paceline.gateway.config import GatewayConfig
 
 _LINE_BYTES = 64 * 1024 * 1024  # a configuration with many thousand keys
@@ -31,19 +32,36 @@ class NewConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     rows: dict[str, int]
 
 
+class Forget(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Both ways: answers to be dropped. `number` is the asking worker's, and unique with its place."""
+
+    number: int
+    worker: int  # who was asked
+    selection: Selection
+
+
+class Forgot(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Both ways: they are; so many entries, in so many processes."""
+
+    number: int
+    worker: int
+    dropped: int
+    processes: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Finish what you have, and end."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A worker's answer to its assignment and to every new configuration; `error`: why it does not follow."""
 
     error: str | None = None
 
 
 _decode_assignment = msgspec.json.Decoder(Assignment).decode
-_decode_order = msgspec.json.Decoder(NewConfig | Stop).decode
-_decode_told = msgspec.json.Decoder(Told).decode
+_decode_order = msgspec.json.Decoder(NewConfig | Forget | Forgot | Stop).decode
+_decode_told = msgspec.json.Decoder(Told | Forget | Forgot).decode
 
 
 class Channel:
@@ -66,12 +84,12 @@ class Channel:
         line = await self._line()
         return _decode_assignment(line) if line else None
 
-    async def order(self) -> NewConfig | Stop | None:
+    async def order(self) -> NewConfig | Forget | Forgot | Stop | None:
         """What a worker hears afterwards."""
         line = await self._line()
         return _decode_order(line) if line else None
 
-    async def told(self) -> Told | None:
+    async def told(self) -> Told | Forget | Forgot | None:
         """What the parent hears."""
         line = await self._line()
         return _decode_told(line) if line else None

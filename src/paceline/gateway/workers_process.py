@@ -6,10 +6,11 @@ import socket
 import sys
 from pathlib import Path
 
+from paceline.accelerate.cache import Selection
 from paceline.errors import PacelineError
 from paceline.gateway.keys_table import Table
 from paceline.gateway.lifecycle_process import Place, ServingProcess
-from paceline.gateway.workers_channel import Channel, NewConfig, Told
+from paceline.gateway.workers_channel import Channel, Forget, Forgot, NewConfig, Told
 
 
 async def work(channel_fd: int) -> int:
@@ -31,6 +32,8 @@ async def work(channel_fd: int) -> int:
             started_ns=assignment.started_ns,
         )
     )
+    others = Others(channel, assignment.number)
+    process.tell = others.tell
     try:
         await process.start(assignment.config, assignment.rows)
     except PacelineError as error:
@@ -38,7 +41,7 @@ async def work(channel_fd: int) -> int:
         await process.close()
         return error.exit_code
     channel.send(Told())
-    orders = loop.create_task(_obey(channel, process))  # cancelled below
+    orders = loop.create_task(_obey(channel, process, others))  # cancelled below
     stop = loop.create_task(told_to_stop.wait())
     await asyncio.wait((orders, stop), return_when=asyncio.FIRST_COMPLETED)
     orders.cancel()
@@ -48,15 +51,51 @@ async def work(channel_fd: int) -> int:
     return 0
 
 
-async def _obey(channel: Channel, process: ServingProcess) -> None:
-    """Follow orders until one says stop, or the parent is gone."""
-    while isinstance(order := await channel.order(), NewConfig):
+class Others:
+    """The other workers, by way of the parent."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel, self._number = channel, number
+        self._asked: dict[int, asyncio.Future[Forgot]] = {}
+        self._count = 0
+
+    async def tell(self, selection: Selection) -> tuple[int, int]:
+        """Have them drop answers: how many entries they lost, and how many processes they are."""
+        self._count += 1
+        number = self._count
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._channel.send(Forget(number=number, worker=self._number, selection=selection))
         try:
-            await process.apply(order.config, order.rows)
-        except PacelineError as error:
-            channel.send(Told(error=str(error)))
-        else:
-            channel.send(Told())
+            forgot = await answer
+        finally:
+            del self._asked[number]
+        return forgot.dropped, forgot.processes
+
+    def answered(self, forgot: Forgot) -> None:
+        """The parent says that they have."""
+        answer = self._asked.get(forgot.number)
+        if answer is not None and not answer.done():
+            answer.set_result(forgot)
+
+
+async def _obey(channel: Channel, process: ServingProcess, others: Others) -> None:
+    """Follow orders until one says stop, or the parent is gone."""
+    while True:
+        match await channel.order():
+            case NewConfig(config=config, rows=rows):
+                try:
+                    await process.apply(config, rows)
+                except PacelineError as error:
+                    channel.send(Told(error=str(error)))
+                else:
+                    channel.send(Told())
+            case Forget(number=number, worker=worker, selection=selection):
+                dropped = process.hear(selection)
+                channel.send(Forgot(number=number, worker=worker, dropped=dropped, processes=1))
+            case Forgot() as forgot:
+                others.answered(forgot)
+            case _:
+                return
 
 
 if __name__ == "__main__":

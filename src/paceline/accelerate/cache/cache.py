@@ -13,13 +13,13 @@ from typing import Any, TypeVar, overload
 from .computing import Flight, computing
 from .decorate import Cached
 from .envelope import MOST_TAGS
-from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, storage_key, tag_id
+from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, tag_id
 from .lease import Lease
 from .levels import Found, Levels, Question, pattern_key
 from .memory import Entry, MemoryLevel
 from .policy import MEMORY, CachePolicy
 from .recurrence import Advice
-from .selection import Selection
+from .selection import Selection, selected, several
 from .statistics import Statistics
 from .values import copy_of
 
@@ -192,18 +192,16 @@ class Cache:
 
         A level that does not answer is told later, and not read until then by this process.
         """
-        selection = Selection(
-            partition=None if tenant is None else partition_of(tenant),
-            keys=frozenset([*(storage_key(tenant, key) for key in keys), *storage_keys]),
-            tags=frozenset(map(tag_id, _several(tags))),
-            everything=everything,
-        )
-        if not (selection.keys or selection.tags or everything):
-            if tenant is None:
-                msg = "invalidate what? Name tags, keys, storage_keys, a tenant, or everything=True"
-                raise ValueError(msg)
-            selection = Selection(partition=selection.partition, everything=True)
+        selection = selected(tags=tags, keys=keys, storage_keys=storage_keys, tenant=tenant, everything=everything)
         return await self._levels.forget(selection)
+
+    async def forget(self, selection: Selection) -> int:
+        """`invalidate` for what `selected` gave."""
+        return await self._levels.forget(selection)
+
+    def hear(self, selection: Selection) -> int:
+        """Drop what another process has invalidated, from this process alone; how many entries its memory lost."""
+        return self._levels.apply(selection)
 
     # -- the engine's door ------------------------------------------------------------------------------------------
 
@@ -385,7 +383,7 @@ class Cache:
         else:
             digest = named_key(partition_of(tenant), name if tenant is None else name[1])
             pattern = levels.patterns[pattern_of(key)]
-        question = Question(digest, name, (pattern, *(levels.tags[tag] for tag in _several(tags))))
+        question = Question(digest, name, (pattern, *(levels.tags[tag] for tag in several(tags))))
         if len(self._memo) >= _MEMO:
             self._memo.clear()
         if not isinstance(key, str | bytes) or len(key) <= _MEMO_NAME_BYTES:
@@ -544,17 +542,10 @@ async def _called(fn: Callable[[], Any]) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _several(tags: Iterable[str]) -> Iterable[str]:
-    if isinstance(tags, str):
-        msg = f"tags is a collection of names; got the str {tags!r}. Write tags=[{tags!r}]"
-        raise TypeError(msg)
-    return tags
-
-
 def _tag_ids(tags: Collection[str]) -> tuple[bytes, ...]:
     if not tags:
         return ()
-    ids = tuple(sorted({tag_id(tag) for tag in _several(tags)}))
+    ids = tuple(sorted({tag_id(tag) for tag in several(tags)}))
     if len(ids) > MOST_TAGS:
         msg = f"an answer can have {MOST_TAGS} tags; got {len(ids)}"
         raise ValueError(msg)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def test_one_file_says_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("[providers.grok]\n", "the providers are openai, anthropic, gemini"),
         ('[providers.openai]\nurl = "ftp://x"', "not a server's URL: 'ftp://x'"),
         ('[providers.openai]\nurl = "https://me:secret@x"', "put the credential into key_env"),
-        ('[providers.openai]\nkey_env = "PACELINE_TEST_NOT_SET"', "names PACELINE_TEST_NOT_SET, which is not set"),
+        ('[providers.openai]\nkey_env = "PACELINE_TEST_NOT_SET"', "variable PACELINE_TEST_NOT_SET, which is not set"),
+        ('[providers.openai]\nkey_file = "none"', r"the file /.*/none, which cannot be read: No such file"),
+        ('[providers.openai]\nkey_file = "."', "which cannot be read: Is a directory"),
+        ('[providers.openai]\nkey_file = "k"\nkey_env = "K"', "key_env and key_file contradict each other"),
         ("[policy.cache]\nttl_s = 0", "wrong: "),
         ('keys_file = "none.toml"', r"cannot read the keys .*none\.toml"),
         ('[server]\nhost = "0.0.0.0"', "refusing to listen on 0.0.0.0 without keys"),
@@ -194,6 +198,55 @@ def test_what_did_not_change_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             assert pieces == EVENTS
             await until(lambda: not composition._retiring)
             assert len(upstream.requests) == 1
+            await composition.close()
+
+    run(main())
+
+
+def test_rotated_credentials_are_taken_up_and_no_stream_is_dropped(tmp_path: Path) -> None:
+    """Files of a provider and of a deployment are read again with each reload; a stream goes on with what it has."""
+    (tmp_path / "openai.key").write_text("sk-old\n")
+    (tmp_path / "east.key").write_text("east-old\n")
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        stream: list[Step] = [STREAM_HEAD, chunk(EVENTS[0]), gate, *map(chunk, EVENTS[1:]), STREAM_END]
+        async with scripted(scripts=[stream, PLAIN]) as upstream:
+            deployment = f'name = "east"\nmodel = "m"\nurl = "{upstream.url}/v1"\nkey_file = "east.key"\n'
+            text = (
+                f'[providers.openai]\nurl = "{upstream.url}"\nkey_file = "openai.key"\n'
+                f"[policy.cache]\nenabled = true\n[[policy.routing.deployments]]\n{deployment}"
+            )
+            composition = Composition(lambda _: None, Pages(), Table(1), 0, clock=RunClock())
+            gateway = composition.apply(load(tmp_path, text), {})
+
+            async def ask(body: bytes) -> Reply:
+                reply = gateway.handle(HttpRequest("POST", CHAT, [], body))
+                return reply if isinstance(reply, Reply) else await reply
+
+            body = (await ask(b'{"model": "m", "stream": true}')).body
+            assert not isinstance(body, (bytes, list))
+            pieces = [await anext(body)]
+            (tmp_path / "openai.key").write_text("sk-new\n")
+            (tmp_path / "east.key").write_text("east-new\n")
+            cache = gateway.engine.cache
+            composition.apply(load(tmp_path, text), {})
+            assert gateway.engine.cache is cache
+            await ask(b'{"model": "m"}')
+            await ask(b'{"model": "other"}')
+            engine = gateway.engine
+            assert composition.apply(load(tmp_path, text), {}).engine is engine  # nothing changed
+            gate.set()
+            pieces += [piece async for piece in body]
+            assert pieces == EVENTS
+            sent = [bytes(re.search(rb"authorization: (.*)\r\n", head)[1]) for head in upstream.requests]  # type: ignore[index]
+            assert sent == [b"Bearer east-old", b"Bearer east-new", b"Bearer sk-new"]
+            (tmp_path / "east.key").write_text("")
+            with pytest.raises(
+                ConfigError, match=r"deployment east takes its credential from the file .*east.key, which is empty"
+            ):
+                composition.apply(load(tmp_path, text), {})
+            assert gateway.engine is engine
             await composition.close()
 
     run(main())

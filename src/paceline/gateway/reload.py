@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import Listener
 from paceline.accelerate.routing.providers import Providers
+from paceline.accelerate.routing.targets import credential_of
 from paceline.clock import Clock
 from paceline.gateway.config import GatewayConfig, credentials, policy_of
 from paceline.gateway.keys_door import Door
@@ -51,6 +52,7 @@ class Composition:
         self._clock, self._speed, self._detail = clock, speed, detail
         self._retiring: set[asyncio.Task[None]] = set()
         self.config: GatewayConfig | None = None
+        self._made_of: tuple[object, ...] | None = None
         self.gateway: Gateway | None = None
 
     def apply(self, config: GatewayConfig, rows: Mapping[str, int]) -> Gateway:
@@ -60,7 +62,8 @@ class Composition:
         """
         door = self._door(config, rows)
         old = self.gateway.engine if self.gateway is not None else None
-        engine = old if old is not None and self._same_engine(config) else self._engine(config, old)
+        made_of = _made_of(config)
+        engine = old if old is not None and made_of == self._made_of else self._engine(config, old)
         if self.gateway is None:
             self.gateway = Gateway(engine, door=door, pages=self._pages)
         else:
@@ -69,7 +72,7 @@ class Composition:
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
             self.gateway.serve_with(engine, door)
-        self.config = config
+        self.config, self._made_of = config, made_of
         return self.gateway
 
     async def close(self) -> None:
@@ -110,21 +113,18 @@ class Composition:
             detail=self._detail,
         )
 
-    def _same_engine(self, config: GatewayConfig) -> bool:
-        was = self.config
-        return was is not None and _of_engine(was) == _of_engine(config)
-
 
 def needs_restart(old: GatewayConfig, new: GatewayConfig) -> list[str]:
     """Names of settings that differ and that a running gateway cannot change."""
     return [name for name in _NEEDS_RESTART if getattr(old.server, name) != getattr(new.server, name)]
 
 
-def _of_engine(config: GatewayConfig) -> tuple[object, ...]:
-    """Everything an engine is made of."""
+def _made_of(config: GatewayConfig) -> tuple[object, ...]:
+    """Everything an engine is made of, the credentials of deployments included: files of them may have changed."""
+    keys = [credential_of(deployment, os.environ) for deployment in config.policy.routing.deployments]
     server = config.server
     urls = [config.url_of(name) for name in ("openai", "anthropic", "gemini")]
-    return policy_of(config), urls, server.http2_servers, server.connect_s, server.first_byte_s, server.silence_s
+    return policy_of(config), keys, urls, server.http2_servers, server.connect_s, server.first_byte_s, server.silence_s
 
 
 async def _retire(engine: Engine) -> None:

@@ -101,7 +101,7 @@ class Engine:
             found = self.cache.peek(key) if self.cache is not None else None
             if found is not None:
                 return self._hit(found, key, request, said, record)
-            joined = self._shared.join(key, record)
+            joined = self._shared.join(request, key, said, record)
             if joined is not None:
                 return joined
         return self._shared.lead(request, key, said, record)

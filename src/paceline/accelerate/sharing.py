@@ -9,10 +9,11 @@ from paceline.accelerate.follower import Follower
 from paceline.accelerate.headers import to_client, to_store
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.replay import usd
+from paceline.accelerate.routing.deadline import PATIENCE, patience_of
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import Sender
 from paceline.accelerate.single_flight import Flight, SingleFlight
-from paceline.errors import Overloaded, UpstreamError
+from paceline.errors import Overloaded, UpstreamError, UpstreamTimeout
 from paceline.wire.http import HttpRequest, Reply
 
 FAILURES = (UpstreamError, Overloaded)
@@ -36,10 +37,10 @@ class SharedCalls:
     def __len__(self) -> int:
         return len(self._refreshing) + (len(self.flights) if self.flights is not None else 0)
 
-    def join(self, key: bytes, record: CallRecord) -> Awaitable[Reply] | None:
+    def join(self, request: HttpRequest, key: bytes, said: Directives, record: CallRecord) -> Awaitable[Reply] | None:
         """The reply of an equal call under way; None: there is none to join."""
         flight = self.flights.get(key) if self.flights is not None else None
-        return None if flight is None else self._follow(flight, record, joined=True)
+        return None if flight is None else self._join(flight, request, key, said, record)
 
     def lead(self, request: HttpRequest, key: bytes, said: Directives, record: CallRecord) -> Awaitable[Reply]:
         """Make the call that others may join. It runs in a task of its own and tells `record` itself."""
@@ -53,6 +54,7 @@ class SharedCalls:
         else:
             flight = Flight()
             flight.start(produce)
+        flight.patience_s = patience_of(request.headers).limit_s
         return self._follow(flight, record, joined=False)
 
     def refresh(self, request: HttpRequest, key: bytes, said: Directives, record: CallRecord) -> None:
@@ -76,9 +78,41 @@ class SharedCalls:
             flight.give_up()
         await asyncio.sleep(0)
 
-    async def _follow(self, flight: Flight, record: CallRecord, *, joined: bool) -> Reply:
+    async def _join(
+        self, flight: Flight, request: HttpRequest, key: bytes, said: Directives, record: CallRecord
+    ) -> Reply:
+        """Follow a call under way. Its first caller's deadline is not this one's: see `_outlasts`."""
+        limit_s = patience_of(request.headers).limit_s
+        if limit_s is None and flight.patience_s is None:
+            return await self._follow(flight, record, joined=True)
+        began_s = asyncio.get_running_loop().time()
+        follower = Follower(flight, record)
+        try:
+            async with asyncio.timeout(limit_s):
+                await flight.head()
+        except TimeoutError:
+            error = UpstreamTimeout(
+                f"no answer began in {limit_s:g} s", target="", phase="total", limit_s=limit_s or 0.0
+            )
+            follower.end(error_name(error))
+            assert record.asked is not None  # noqa: S101 - only model calls are shared
+            return error_reply(error, b"join", record.asked.dialect)
+        except FAILURES as error:
+            left_s = None if limit_s is None else limit_s - (asyncio.get_running_loop().time() - began_s)
+            if _outlasts(left_s, flight, error):
+                follower.withdraw()
+                again = _with_patience(request, left_s)
+                return await (self.join(again, key, said, record) or self.lead(again, key, said, record))
+        except BaseException as error:
+            follower.end(error_name(error))
+            raise
+        return await self._follow(flight, record, joined=True, follower=follower)
+
+    async def _follow(
+        self, flight: Flight, record: CallRecord, *, joined: bool, follower: Follower | None = None
+    ) -> Reply:
         outcome = b"join" if joined else b"miss"
-        follower = Follower(flight, record if joined else None)
+        follower = follower or Follower(flight, record if joined else None)
         try:
             await flight.head()
             if not flight.is_stream:
@@ -141,6 +175,24 @@ class SharedCalls:
         finally:
             await answer.aclose()
         flight.cost_usd = record.cost_usd
+
+
+def _outlasts(left_s: float | None, flight: Flight, error: Exception) -> bool:
+    """True when a call failed for want of time that its first caller did not have, and this one has.
+
+    Asked again is only where at least as long is left as that call was given: less would most likely be paid in vain.
+    """
+    hurried = isinstance(error, Overloaded) or (isinstance(error, UpstreamTimeout) and error.phase == "total")
+    given_s = flight.patience_s
+    return hurried and given_s is not None and (left_s is None or left_s >= given_s)
+
+
+def _with_patience(request: HttpRequest, left_s: float | None) -> HttpRequest:
+    """The request of a caller who has waited already."""
+    if left_s is None:
+        return request
+    said = (PATIENCE, b"%.3f" % left_s)
+    return HttpRequest(request.method, request.target, [*request.headers, said], request.body)
 
 
 def _give(flight: Flight, found: Found, record: CallRecord) -> None:

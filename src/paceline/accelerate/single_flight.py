@@ -20,6 +20,7 @@ class Flight:
         self.is_stream = False
         self.level: str | None = None  # of the cache, where the answer came from there; None: the provider
         self.cost_usd: float | None = None  # what the call cost, once known: what each joined caller saved
+        self.patience_s: float | None = None  # of the caller who started it; None: without end
         self.followers = 0
         self.abandoned = False  # its last follower left before the end
         self._waiters: set[asyncio.Future[None]] = set()

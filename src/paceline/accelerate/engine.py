@@ -14,7 +14,7 @@ from paceline.accelerate.headers import to_client
 from paceline.accelerate.limits import Limits
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.prompts.prefix import PrefixWatch
-from paceline.accelerate.record import CallRecord, Listener
+from paceline.accelerate.record import CallRecord, Listener, Tape
 from paceline.accelerate.replay import Replays, usd
 from paceline.accelerate.routing.make import make_dispatcher
 from paceline.accelerate.routing.providers import Clients, Providers
@@ -41,6 +41,7 @@ class Engine:
         takes_over: An engine that is to be closed: its cache goes on in this one, if both want the same.
         beside: An engine of the same policy whose cache and calls under way this one shares; it is closed last.
         detail: The listener wants to know the parts of each prompt, as spans tell them; costs 10 to 20 us a new call.
+        tapes: Records of calls hold request and answer, see `recorded`.
         speed: A simulated provider runs that many times faster; the policy's seconds are at its real pace.
 
     Raises:
@@ -57,6 +58,7 @@ class Engine:
         beside: "Engine | None" = None,
         listener: Listener | None = None,
         detail: bool = False,
+        tapes: bool = False,
         clock: Clock | None = None,
         speed: float = 1.0,
     ) -> None:
@@ -79,6 +81,7 @@ class Engine:
         self.flights: SingleFlight | None = flights if policy.single_flight else None
         self._shared = SharedCalls(self.sender, self.flights, self.cache)
         self._replays = Replays()
+        self._tapes = tapes
 
     def handle(self, request: HttpRequest, caller: Caller | None = None) -> Reply | Awaitable[Reply]:
         """Answer one request; `caller` where it is known who asks."""
@@ -94,6 +97,8 @@ class Engine:
         if said.priority or caller is not None:  # a caller with a key may step back, not forward
             record.priority = said.priority if caller is None else caller.priority + min(0, said.priority)
         asked = record.asked = self._reader.read(said, request.target, request.body, caller)
+        if self._tapes:
+            record.tape = Tape(request)
         key = asked.key
         if key is None or said.mode == BYPASS:
             return self._pass(request, record)

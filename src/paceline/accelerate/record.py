@@ -8,12 +8,23 @@ from paceline.accelerate.cost import cost_usd
 from paceline.accelerate.routing.taken import RouteTaken
 from paceline.clock import Clock
 from paceline.wire.call import COUNT, LLM, ReplyInfo, StreamReader, Usage
+from paceline.wire.http import HttpRequest
 from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
 _SHARED = ("hit", "join")
 
 Listener = Callable[["CallRecord"], None]
+
+
+class Tape:
+    """The request as it came and the answer's bytes, of a call that is recorded with them."""
+
+    __slots__ = ("pieces", "request")
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.request = request
+        self.pieces: list[bytes] = []
 
 
 class CallRecord:
@@ -51,6 +62,7 @@ class CallRecord:
         "status",
         "step",
         "taken",
+        "tape",
         "traceparent",
         "usage",
         "usage_estimated",
@@ -74,6 +86,7 @@ class CallRecord:
         self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
         self.level: str | None = None  # of the cache that had the answer
         self.taken: RouteTaken | None = None  # where the call went; None: nowhere
+        self.tape: Tape | None = None  # where calls are recorded with their answers
         self.attempts = 0
         self.queued = False  # it waited for a turn or for the provider's limit
         self.retry_after_s: float | None = None  # what the provider last asked for
@@ -109,6 +122,8 @@ class CallRecord:
 
     def saw(self, data: bytes) -> None:
         """A piece of the answer's body passes."""
+        if self.tape is not None:
+            self.tape.pieces.append(data)
         if not self.first_ns:
             self.first_ns = self.clock.now_ns()
         if self._reader is not None:

@@ -8,6 +8,7 @@ from paceline.accelerate.directives import REFRESH, Directives
 from paceline.accelerate.follower import Follower
 from paceline.accelerate.headers import to_client, to_store
 from paceline.accelerate.record import CallRecord
+from paceline.accelerate.recorded import split_events
 from paceline.accelerate.replay import usd
 from paceline.accelerate.routing.deadline import PATIENCE, patience_of
 from paceline.accelerate.routing.replies import error_name, error_reply
@@ -217,16 +218,10 @@ def _keep(cache: Cache, key: bytes, flight: Flight, said: Directives, record: Ca
     body = b"".join(flight.pieces)
     stored = StoredReply(
         headers=to_store(flight.headers),
-        pieces=_events(body) if flight.is_stream else [body],
+        pieces=split_events(body) if flight.is_stream else [body],
         stream=flight.is_stream,
         cost_usd=record.cost_usd,
         model=asked.info.model if asked is not None else None,
     )
     compute_s = (record.end_ns - record.start_ns) / 1e9
     cache.put(key, stored, ttl_s=said.ttl_s, tags=said.tags, compute_s=compute_s, lease=lease)
-
-
-def _events(body: bytes) -> list[bytes]:
-    """A stream's body cut after each event."""
-    *events, rest = body.split(b"\n\n")
-    return [event + b"\n\n" for event in events] + ([rest] if rest else [])

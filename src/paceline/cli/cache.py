@@ -17,6 +17,7 @@ from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
     from paceline.accelerate.cache import Cache, CachePolicy
+    from paceline.accelerate.policy import Policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--key", action="append", default=[], help="the answer of this key; may be repeated")
             action.add_argument("--tenant", help="only of this tenant; alone: all of it")
         elif name == "warm":
-            action.add_argument("source", type=Path, help="a JSON-lines file, or a run folder that holds answers")
+            action.add_argument("source", type=Path, help="a JSON-lines file, or a run recorded with --record-answers")
+            action.add_argument("--as-new", action="store_true", help="a run's answers count as made now")
         elif name == "export":
             action.add_argument("out", type=Path, help="the file to write; it holds the answers in clear")
 
@@ -89,7 +91,7 @@ def _ask_gateway(args: argparse.Namespace) -> int:
 
 
 async def _act(args: argparse.Namespace, policy: "CachePolicy") -> dict[str, Any]:
-    from paceline.accelerate.cache import Cache, export, warm
+    from paceline.accelerate.cache import Cache, export
 
     done: dict[str, Any] = {}
     async with Cache(policy) as cache:
@@ -98,8 +100,10 @@ async def _act(args: argparse.Namespace, policy: "CachePolicy") -> dict[str, Any
         elif args.action == "clear":
             done["dropped"] = await cache.invalidate(everything=True)
         elif args.action == "warm":
-            warmed = await warm(cache, args.source)
-            done["stored"], done["too_old"] = warmed.stored, warmed.too_old
+            from paceline.accelerate.warming import warm_from
+
+            warmed = await warm_from(cache, args.source, _whole_policy(args.policy, policy), as_new=args.as_new)
+            done["stored"], done["too_old"], done["unkeyed"] = warmed.stored, warmed.too_old, warmed.unkeyed
         elif args.action == "export":
             done["written"] = export(cache, args.out)
         done["levels"] = await _levels(cache)
@@ -119,9 +123,10 @@ def _print(action: str, done: dict[str, Any]) -> None:
         "dropped": "answers dropped",
         "stored": "answers stored",
         "too_old": "answers left out because they have become too old",
+        "unkeyed": "answers left out because the policy does not keep such calls",
         "written": "answers written",
     }.items():
-        if name in done:
+        if name in done and (done[name] or name != "unkeyed"):
             print(f"{done[name]} {what}")
     if action == "stats":
         for row in done["levels"]:
@@ -166,6 +171,15 @@ def _policy(args: argparse.Namespace) -> "CachePolicy":
         if policy.encrypt_key_env is None or policy.encrypt_key_env in os.environ or args.action in ("warm", "export")
         else None,  # counting and dropping needs no secret
     )
+
+
+def _whole_policy(path: Path | None, cache: "CachePolicy") -> "Policy":
+    """The policy that keys are made by, over the levels that are filled."""
+    from paceline.accelerate.policy import Policy, load_policy
+
+    policy = load_policy(path) if path is not None else Policy()
+    keyed = msgspec.structs.replace(cache, enabled=True, key=policy.cache.key)
+    return msgspec.structs.replace(policy, cache=keyed)
 
 
 def _section(path: Path) -> "CachePolicy":

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML, JSON)")
     parser.add_argument("--keys", metavar="FILE", help="who may call, as `paceline keys` wrote it; others are refused")
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there")
+    parser.add_argument(
+        "--record-answers", action="store_true", help="and prompts and answers there, in clear, for `cache warm DIR`"
+    )
     parser.add_argument("--host", help="address to listen on (127.0.0.1); others only with keys")
     parser.add_argument("--port", type=int, help="0 picks a free one (8787)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that share the port (1)")
@@ -51,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (exit 0) or Ctrl-C (exit 130)."""
     import uvloop
 
-    from paceline.gateway.lifecycle import run_gateway
+    from paceline.errors import ConfigError
+    from paceline.gateway.lifecycle import Recording, run_gateway
+
+    if args.record_answers and args.run_dir is None:
+        msg = "--record-answers writes into a run: name it with --run DIR"
+        raise ConfigError(msg)
 
     sources = _sources(args)
     if args.check is not None:
@@ -63,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(_welcome(config, address), flush=True)
 
-    number = uvloop.run(run_gateway(sources, ready, run=args.run_dir))
+    number = uvloop.run(run_gateway(sources, ready, Recording(args.run_dir, args.record_answers)))
     if number == signal.SIGINT:
         print("paceline: stopped", file=sys.stderr)
         return _INTERRUPTED

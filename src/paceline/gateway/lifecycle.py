@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from paceline.gateway.config import GatewayConfig, Sources
 from paceline.gateway.keys_table import Ledger, Table
@@ -14,21 +15,30 @@ from paceline.gateway.workers import Parent
 Ready = Callable[[GatewayConfig, Address], None]
 
 
-async def run_gateway(sources: Sources, ready: Ready, *, run: Path | None = None) -> int:
+class Recording(NamedTuple):
+    """What is written down of calls; the default: nothing."""
+
+    run: Path | None = None  # the run their spans go into
+    answers: bool = False  # prompts and answers as well
+
+
+async def run_gateway(sources: Sources, ready: Ready, recording: Recording) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again, a second signal ends it at once.
 
-    `ready` is called once it listens; `run`: the run its spans go into. Returns the signal that stopped it. Raises
+    `ready` is called once it listens; `recording`: what is written down. Returns the signal that stopped it. Raises
     ConfigError (files, address, URL) and InputError (run) before serving.
     """
     config = sources.load()
     serve = _serve_alone if config.server.workers == 1 else _serve_together
-    return await serve(sources, config, ready, run)
+    return await serve(sources, config, ready, recording)
 
 
-async def _serve_alone(sources: Sources, config: GatewayConfig, ready: Ready, run: Path | None) -> int:
+async def _serve_alone(sources: Sources, config: GatewayConfig, ready: Ready, recording: Recording) -> int:
     table = Table(1)
     ledger = Ledger(table)
-    process = ServingProcess(Place(table=table, run=run, started_ns=time.time_ns()))
+    process = ServingProcess(
+        Place(table=table, run=recording.run, record_answers=recording.answers, started_ns=time.time_ns())
+    )
     number = 0
     try:
         address = await process.start(config, admit_keys(ledger, config))
@@ -45,11 +55,11 @@ async def _serve_alone(sources: Sources, config: GatewayConfig, ready: Ready, ru
     return number
 
 
-async def _serve_together(sources: Sources, config: GatewayConfig, ready: Ready, run: Path | None) -> int:
+async def _serve_together(sources: Sources, config: GatewayConfig, ready: Ready, recording: Recording) -> int:
     number = 0
     async with (
         signals() as told,
-        Parent(config, run=run, started_ns=time.time_ns()) as parent,
+        Parent(config, run=recording.run, record_answers=recording.answers, started_ns=time.time_ns()) as parent,
         keeping(parent.ledger),
     ):
         ready(config, parent.address)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 from paceline.accelerate.cache import Selection
 from paceline.accelerate.engine import Engine
 from paceline.accelerate.record import CallRecord, Listener
+from paceline.accelerate.recorded import AnswersWriter, recorded
 from paceline.clock import RunClock
 from paceline.gateway.access_log import AccessLog
 from paceline.gateway.config import GatewayConfig
@@ -37,6 +39,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path | None = None  # where they write their counts for each other; None: there is one process
     sock: socket.socket | None = None  # bound; None: it binds by itself
     run: Path | None = None  # the run its spans go into; None: it records nothing
+    record_answers: bool = False  # calls and answers as well
     started_ns: int = 0
 
 
@@ -58,6 +61,7 @@ class ServingProcess:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._clock, self._speed, self._sink = _recording(place)
+        self._answers = _answers(place)
         self.metrics = Metrics()
         self._engine_metrics = EngineMetrics(self._engine, self.metrics)
         self.shared = SharedMetrics(self.metrics, place.folder, place.number)
@@ -93,6 +97,7 @@ class ServingProcess:
             clock=self._clock,
             speed=self._speed,
             detail=self._sink is not None,
+            tapes=self._answers is not None,
         )
         gateway = self._composition.apply(config, rows)
         limits = ServerLimits(connections=config.server.connections, body_bytes=config.server.body_bytes)
@@ -135,6 +140,8 @@ class ServingProcess:
             await self._composition.close()
         if self._sink is not None:
             await self._sink.close()
+        if self._answers is not None:
+            self._answers.close()
         if self._log is not None:
             self._log.close()
         self.shared.write()
@@ -143,6 +150,8 @@ class ServingProcess:
         """Everybody who hears of a finished call, as one function."""
         count = self.metrics.take
         others = [listener.take for listener in (self._sink, self._log) if listener is not None]
+        if self._answers is not None:
+            others.append(self._keep_answer)
 
         def tell(record: CallRecord) -> None:
             count(record)
@@ -154,6 +163,11 @@ class ServingProcess:
                 take(record)
 
         return tell
+
+    def _keep_answer(self, record: CallRecord) -> None:
+        call = recorded(record, time.time())
+        if call is not None and self._answers is not None:
+            self._answers.add(call)
 
     def _state(self) -> Mapping[str, Any]:
         return {**self._engine().state(), "worker": self._place.number, "pid": os.getpid()}
@@ -191,6 +205,8 @@ class ServingProcess:
         while True:
             await asyncio.sleep(WRITE_S)
             self.shared.write()
+            if self._answers is not None:
+                self._answers.flush()
 
 
 def _recording(place: Place) -> tuple[RunClock, float, SpanSink | None]:
@@ -201,6 +217,12 @@ def _recording(place: Place) -> tuple[RunClock, float, SpanSink | None]:
     folder = open_run(place.run)
     writer = "gateway" if place.folder is None else f"gateway-{place.number}"
     return folder.clock, folder.info.speed, SpanSink(folder.spool("spans", writer))
+
+
+def _answers(place: Place) -> AnswersWriter | None:
+    if place.run is None or not place.record_answers:
+        return None
+    return AnswersWriter(place.run, f"gateway-{place.number}")
 
 
 def _quiet_collector() -> None:

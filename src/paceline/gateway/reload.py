@@ -35,6 +35,7 @@ class Composition:
         table, process: The cells of the keys' meters, and which are this process's.
         speed: A simulated provider runs that many times faster; time limits are at its real pace.
         detail: The listener wants to know the parts of each prompt.
+        tapes: And its records to hold request and answer.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Composition:
         clock: Clock,
         speed: float = 1.0,
         detail: bool = False,
+        tapes: bool = False,
     ) -> None:
         self._listener, self._pages, self._table, self._process = listener, pages, table, process
-        self._clock, self._speed, self._detail = clock, speed, detail
+        self._clock, self._speed, self._detail, self._tapes = clock, speed, detail, tapes
         self._retiring: set[asyncio.Task[None]] = set()
         self.config: GatewayConfig | None = None
         self._made_of: tuple[object, ...] | None = None
@@ -111,6 +113,7 @@ class Composition:
             speed=self._speed,
             listener=self._listener,
             detail=self._detail,
+            tapes=self._tapes,
         )
 
 

@@ -84,7 +84,9 @@ class Worker:
 class Parent:
     """Keeps `config.server.workers` processes serving. Use it in an `async with` block; it ends them all at the end."""
 
-    def __init__(self, config: GatewayConfig, *, run: Path | None = None, started_ns: int = 0) -> None:
+    def __init__(
+        self, config: GatewayConfig, *, run: Path | None = None, record_answers: bool = False, started_ns: int = 0
+    ) -> None:
         self.config = config
         server = config.server
         self._listeners = Listeners(server.host, server.port, server.workers)
@@ -93,7 +95,7 @@ class Parent:
         self._table_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __aexit__
         self._table_fd = self._table_file.fileno()
         self.ledger = Ledger(Table(server.workers, self._table_fd))
-        self._run, self._started_ns = run, started_ns
+        self._run, self._record_answers, self._started_ns = run, record_answers, started_ns
         self._workers = [Worker(number) for number in range(server.workers)]
         self._rows: Mapping[str, int] = {}
         self._stopping = asyncio.Event()
@@ -212,6 +214,7 @@ class Parent:
                 table_fd=self._table_fd,
                 folder=str(self._folder),
                 run=str(self._run.resolve()) if self._run is not None else None,
+                record_answers=self._record_answers,
                 started_ns=self._started_ns,
                 config=self.config,
                 rows=dict(self._rows),

@@ -20,6 +20,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     table_fd: int
     folder: str
     run: str | None
+    record_answers: bool
     started_ns: int
     config: GatewayConfig
     rows: dict[str, int]

@@ -29,6 +29,7 @@ async def work(channel_fd: int) -> int:
             folder=Path(assignment.folder),
             sock=socket.socket(fileno=assignment.listen_fd),
             run=Path(assignment.run) if assignment.run is not None else None,
+            record_answers=assignment.record_answers,
             started_ns=assignment.started_ns,
         )
     )

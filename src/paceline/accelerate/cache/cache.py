@@ -231,6 +231,7 @@ class Cache:
         tags: Collection[str] = (),
         compute_s: float = 0.0,
         lease: Lease | None = None,
+        created_s: float | None = None,
     ) -> Awaitable[None] | None:
         """Store an answer in every level. Returns the write to the fleet, which need not be awaited.
 
@@ -241,6 +242,7 @@ class Cache:
             tags: See `get_or_compute`.
             compute_s: What making it took, for early refresh.
             lease: The one under which it was made. If what it means was invalidated meanwhile it is not stored.
+            created_s: Unix seconds from which its age counts; None: now.
         """
         if len(key) != KEY_BYTES:
             msg = f"a storage key has {KEY_BYTES} bytes, see storage_key(); got {len(key)}"
@@ -255,6 +257,7 @@ class Cache:
             tags=_tag_ids(tags),
             compute_s=compute_s,
             lease=lease or self._leases.get(key),
+            created_s=created_s,
         )[1]
 
     async def lease(self, key: bytes) -> Lease | None:

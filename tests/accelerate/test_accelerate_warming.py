@@ -19,7 +19,7 @@ from paceline.accelerate.recorded import AnswersWriter, Recorded, read_answers
 from paceline.accelerate.warming import warm_from
 from paceline.cli import main as cli
 from paceline.errors import InputError
-from paceline.store.folder import create_run
+from paceline.store.folder import open_run
 
 STREAMED = CALL[:-1] + b', "stream": true}'
 FAILING = CALL.replace(b"hi", b"fail")
@@ -52,7 +52,7 @@ def test_what_one_gateway_answered_another_has(tmp_path: Path, capsys: pytest.Ca
     cache, policy = tmp_path / "cache", tmp_path / "policy.toml"
     policy.write_text(f'[cache]\nenabled = true\nkey = "text"\n[cache.host]\nenabled = true\npath = "{cache}"\n')
     bearer = (b"authorization", b"Bearer sk-secret")
-    run = create_run(tmp_path, "monday").path
+    run = tmp_path / "monday"
 
     async def ask(g: Serving, body: bytes) -> tuple[int, bytes | None, bytes]:
         reply = await g.client.request("POST", "/v1/chat/completions", [bearer], body)
@@ -75,6 +75,7 @@ def test_what_one_gateway_answered_another_has(tmp_path: Path, capsys: pytest.Ca
             assert (await g.ask((b"authorization", b"Bearer other")))[0] == 502
 
     uvloop.run(asyncio.wait_for(record(), 60))
+    assert (open_run(run).info.state, len(open_run(run).spans())) == ("complete", 3)
     (file,) = run.glob("answers-*.jsonl")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert b"sk-secret" not in file.read_bytes()

@@ -7,6 +7,7 @@ example: paceline serve --config gateway.toml
 
 import argparse
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paceline.gateway.config import GatewayConfig, Sources
     from paceline.gateway.lifecycle_process import Address
+    from paceline.store.folder import RunFolder
 
 _INTERRUPTED = 130
 # Options that say a field of [server], by their name here.
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="URL", help="one server for all dialects instead of the providers' own")
     parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML, JSON)")
     parser.add_argument("--keys", metavar="FILE", help="who may call, as `paceline keys` wrote it; others are refused")
-    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there")
+    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there; made if missing")
     parser.add_argument(
         "--record-answers", action="store_true", help="and prompts and answers there, in clear, for `cache warm DIR`"
     )
@@ -71,11 +73,26 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(_welcome(config, address), flush=True)
 
-    number = uvloop.run(run_gateway(sources, ready, Recording(args.run_dir, args.record_answers)))
+    made = _new_run(args.run_dir)
+    try:
+        number = uvloop.run(run_gateway(sources, ready, Recording(args.run_dir, args.record_answers)))
+    finally:
+        if made is not None:
+            made.finish()
     if number == signal.SIGINT:
         print("paceline: stopped", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _new_run(folder: Path | None) -> "RunFolder | None":
+    """The run that the gateway itself begins and ends; None: nothing is recorded, or the run is somebody else's."""
+    if folder is None or folder.exists():
+        return None
+    from paceline.store.folder import create_run
+
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name)
+    return create_run(folder.parent, name, command=sys.argv, folder=folder.name)
 
 
 def _sources(args: argparse.Namespace) -> "Sources":

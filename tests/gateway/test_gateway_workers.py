@@ -8,10 +8,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 from tests.gateway.builders import COMPLETION, EVENTS, PLAIN
-from tests.gateway.serving import CALL, CHAT, eventually, serving
+from tests.gateway.serving import CALL, CHAT, Serving, eventually, serving
 from tests.gateway.test_gateway_metrics import values
 from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
 
@@ -79,6 +80,19 @@ def test_every_worker_has_a_socket_of_the_port(spread: bool) -> None:
         listeners.close()
 
 
+async def held(g: Serving) -> int:
+    """Ask every worker what it holds: no call, slot or flight. How many connections they keep to the provider."""
+    kept: dict[int, int] = {}
+    while len(kept) < WORKERS:
+        client = HttpClient(g.url)
+        reply = await client.request("GET", "/-/health")
+        state = msgspec.json.decode(await reply.read())
+        await client.close()
+        assert [state[name] for name in ("in_flight", "waiting", "flights", "upstream_busy")] == [0, 0, 0, 0]
+        kept[state["pid"]] = state["upstream_idle"]
+    return sum(kept.values())
+
+
 @pytest.mark.slow
 def test_a_killed_worker_takes_only_its_own_calls_with_it() -> None:
     """Under load: every answer is right or a broken connection, nothing hangs, a successor serves, counts add up."""
@@ -126,6 +140,7 @@ def test_a_killed_worker_takes_only_its_own_calls_with_it() -> None:
                 while (seen := await counted()).get("paceline_workers") != WORKERS or calls(seen) < so_far:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             assert seen["paceline_worker_restarts_total"] == 1
+            assert await held(g) == upstream.open  # connections kept for the next call, and nothing else
             shown = calls(seen)
             for _ in range(20):  # whoever is asked, no count goes down
                 await g.client.close()

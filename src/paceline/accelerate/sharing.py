@@ -14,7 +14,8 @@ from paceline.accelerate.routing.deadline import PATIENCE, patience_of
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import Sender
 from paceline.accelerate.single_flight import Flight, SingleFlight
-from paceline.errors import Overloaded, UpstreamError, UpstreamTimeout
+from paceline.errors import Overloaded, UpstreamBroken, UpstreamError, UpstreamTimeout
+from paceline.wire.client import ClientLimits
 from paceline.wire.http import HttpRequest, Reply
 
 FAILURES = (UpstreamError, Overloaded)
@@ -34,6 +35,7 @@ class SharedCalls:
         self._refreshing: dict[bytes, Flight] = {}
         self.flights = flights
         self.cache = cache
+        self.most_bytes = ClientLimits().body_bytes  # of one answer: all of it is held for who comes later
 
     def __len__(self) -> int:
         return len(self._refreshing) + (len(self.flights) if self.flights is not None else 0)
@@ -171,7 +173,12 @@ class SharedCalls:
         answer = await self._sender.send(request, record)
         try:
             flight.begin(answer.status, answer.headers, stream=answer.stream)
+            size = 0
             async for piece in answer:
+                size += len(piece)
+                if size > self.most_bytes:
+                    msg = f"the provider sent more than {self.most_bytes} bytes, which is what a shared answer may have"
+                    raise UpstreamBroken(msg, target="")
                 flight.add(piece)
         finally:
             await answer.aclose()

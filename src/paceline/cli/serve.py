@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="URL", help="one server for all dialects instead of the providers' own")
     parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML, JSON)")
     parser.add_argument("--keys", metavar="FILE", help="who may call, as `paceline keys` wrote it; others are refused")
-    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there; made if missing")
+    parser.add_argument(
+        "--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there; made if missing"
+    )
     parser.add_argument(
         "--record-answers", action="store_true", help="and prompts and answers there, in clear, for `cache warm DIR`"
     )

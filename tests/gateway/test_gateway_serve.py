@@ -14,7 +14,7 @@ from tests.wire.builders import run, scripted, until
 
 from paceline.errors import ConfigError
 from paceline.gateway.config import check_host
-from paceline.gateway.keys import add_key, new_key
+from paceline.gateway.keys.file import add_key, new_key
 from paceline.store.folder import create_run, open_run
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paceline.gateway.keys import Key
+    from paceline.gateway.keys.file import Key
 
 _LIMITS = ("requests_per_min", "tokens_per_min", "budget_usd_per_day", "budget_usd_per_month")
 
@@ -53,7 +53,7 @@ def _add(args: argparse.Namespace) -> int:
     import msgspec
 
     from paceline.errors import ConfigError
-    from paceline.gateway.keys import MONITOR, OPERATOR, add_key, new_key
+    from paceline.gateway.keys.file import MONITOR, OPERATOR, add_key, new_key
 
     may: dict[str, Any] = {name: getattr(args, name) for name in (*_LIMITS, "tenant", "priority")}
     may = {name: value for name, value in may.items() if value is not None}
@@ -85,7 +85,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    from paceline.gateway.keys import revoke_key
+    from paceline.gateway.keys.file import revoke_key
 
     revoke_key(args.file, args.name)
     if args.json:
@@ -96,7 +96,7 @@ def _revoke(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from paceline.gateway.keys import read_keys
+    from paceline.gateway.keys.file import read_keys
 
     keys = read_keys(args.file)
     if args.json:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paceline.gateway.config import GatewayConfig, Sources
-    from paceline.gateway.lifecycle_process import Address
+    from paceline.gateway.lifecycle.process import Address
     from paceline.store.folder import RunFolder
 
 _INTERRUPTED = 130
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     import uvloop
 
     from paceline.errors import ConfigError
-    from paceline.gateway.lifecycle import Recording, run_gateway
+    from paceline.gateway.lifecycle.run import Recording, run_gateway
 
     if args.record_answers and args.run_dir is None:
         msg = "--record-answers writes into a run: name it with --run DIR"

@@ -14,7 +14,7 @@ import msgspec
 from paceline.accelerate.policy import RECOMMENDED, Policy, load_policy
 from paceline.accelerate.routing.credentials import read_credential
 from paceline.errors import ConfigError
-from paceline.gateway.keys import Key, check_distinct, read_keys
+from paceline.gateway.keys.file import Key, check_distinct, read_keys
 
 MAX_WORKERS = 256
 DEFAULT_URLS = {

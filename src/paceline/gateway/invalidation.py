@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from paceline.accelerate.cache import Cache, Selection, selected
-from paceline.gateway.keys_door import Door, tenant_digest
+from paceline.gateway.keys.door import Door, tenant_digest
 
 INVALIDATE = "/-/cache/invalidate"
 

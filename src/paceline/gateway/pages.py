@@ -9,11 +9,11 @@ import msgspec
 from paceline.accelerate.cache import Selection
 from paceline.gateway.access_log import AccessLine, AccessLog, utc
 from paceline.gateway.invalidation import INVALIDATE, Dropped, meant
-from paceline.gateway.keys_door import Door
-from paceline.gateway.keys_quota import Refusal
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_shared import SharedMetrics
-from paceline.gateway.metrics_text import CONTENT_TYPE, CostRow, cost_rows, label, prometheus_text
+from paceline.gateway.keys.door import Door
+from paceline.gateway.keys.quota import Refusal
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.shared import SharedMetrics
+from paceline.gateway.metrics.text import CONTENT_TYPE, CostRow, cost_rows, label, prometheus_text
 from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest, Reply
 

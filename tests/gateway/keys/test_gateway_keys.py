@@ -23,7 +23,7 @@ from tests.gateway.keyed import (
 from tests.wire.builders import run
 
 from paceline.errors import ConfigError
-from paceline.gateway.keys import Key, add_key, new_key, read_keys, revoke_key
+from paceline.gateway.keys.file import Key, add_key, new_key, read_keys, revoke_key
 from paceline.wire.http import HttpRequest
 
 BODY = msgspec.json.encode({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]})

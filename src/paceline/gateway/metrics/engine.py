@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from paceline.accelerate.cache import Cache
 from paceline.accelerate.engine import Engine
-from paceline.gateway.metrics import MAX_NAMES, OTHER, Metrics
-from paceline.gateway.metrics_text import label
+from paceline.gateway.metrics.counts import MAX_NAMES, OTHER, Metrics
+from paceline.gateway.metrics.text import label
 
 _CACHE_S = 10.0  # between two looks at the cache's statistics, which visit every entry: 1 ms for 10,000
 _COUNTED = ("hits", "misses", "errors", "puts", "dropped", "evicted", "unreadable")

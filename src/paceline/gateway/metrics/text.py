@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import msgspec
 
-from paceline.gateway.metrics import BOUNDS, Names, Series, Snapshot, Spread
+from paceline.gateway.metrics.counts import BOUNDS, Names, Series, Snapshot, Spread
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _WHO = ("tenant", "key", "model", "step")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from paceline.accelerate.record import CallRecord
-from paceline.gateway.keys_door import KeyCaller
+from paceline.gateway.keys.door import KeyCaller
 from paceline.wire.call import EMBEDDING, LLM
 
 # Upper bounds, as OpenTelemetry's GenAI conventions advise them; values above the last go to one more bucket.

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import uvloop
 from tests.gateway.builders import COMPLETION, EVENTS, PLAIN
+from tests.gateway.metrics.test_gateway_metrics import values
 from tests.gateway.serving import CALL, CHAT, Serving, eventually, serving
-from tests.gateway.test_gateway_metrics import values
 from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
 
 from paceline.errors import ConfigError, UpstreamError
-from paceline.gateway.workers import delay_s
-from paceline.gateway.workers_sockets import SPREADS, Listeners
+from paceline.gateway.workers.parent import delay_s
+from paceline.gateway.workers.sockets import SPREADS, Listeners
 from paceline.wire.client import HttpClient
 
 WORKERS = 4

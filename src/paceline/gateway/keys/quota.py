@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from paceline.gateway.keys import Key
-from paceline.gateway.keys_table import REQUESTS, TOKENS, Table, periods, until_next_day_s, until_next_month_s
+from paceline.gateway.keys.file import Key
+from paceline.gateway.keys.table import REQUESTS, TOKENS, Table, periods, until_next_day_s, until_next_month_s
 
 LOOK_S = 0.1
 

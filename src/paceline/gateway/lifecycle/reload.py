@@ -15,9 +15,9 @@ from paceline.accelerate.routing.providers import Providers
 from paceline.accelerate.routing.targets import credential_of
 from paceline.clock import Clock
 from paceline.gateway.config import GatewayConfig, credentials, policy_of
-from paceline.gateway.keys_door import Door
-from paceline.gateway.keys_quota import Meter
-from paceline.gateway.keys_table import Table
+from paceline.gateway.keys.door import Door
+from paceline.gateway.keys.quota import Meter
+from paceline.gateway.keys.table import Table
 from paceline.gateway.pages import Pages
 from paceline.gateway.service import Gateway
 from paceline.wire.client import Timeouts

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from paceline.gateway.keys import Key
-from paceline.gateway.keys_quota import Refusal
+from paceline.gateway.keys.file import Key
+from paceline.gateway.keys.quota import Refusal
 from paceline.model.price import price_of
 from paceline.wire.call import Dialect
 from paceline.wire.http import HttpRequest

@@ -20,13 +20,13 @@ from typing import Any, Self
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.gateway.config import GatewayConfig
-from paceline.gateway.keys_table import Ledger, Table
-from paceline.gateway.lifecycle_process import Address
-from paceline.gateway.lifecycle_told import admit_keys, say, spent_gauges
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
-from paceline.gateway.workers_channel import Assignment, Channel, Forget, Forgot, NewConfig, Stop, Told
-from paceline.gateway.workers_sockets import Listeners
+from paceline.gateway.keys.table import Ledger, Table
+from paceline.gateway.lifecycle.process import Address
+from paceline.gateway.lifecycle.told import admit_keys, say, spent_gauges
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.shared import WRITE_S, SharedMetrics
+from paceline.gateway.workers.channel import Assignment, Channel, Forget, Forgot, NewConfig, Stop, Told
+from paceline.gateway.workers.sockets import Listeners
 
 _ANSWER_S = 10.0  # a worker that has not taken up a new configuration by then is not waited for
 _START_S = 30.0  # a worker not ready after that is taken for dead
@@ -34,7 +34,7 @@ _HEALTHY_S = 30.0  # one that lived that long is replaced at once
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 10.0
 _SHUT_FROM_S = 1.0  # a delay from which callers are not left waiting in its queue
 _OVERTIME_S = 5.0  # beyond the drain, before SIGKILL
-_MODULE = "paceline.gateway.workers_process"
+_MODULE = "paceline.gateway.workers.process"
 
 
 def delay_s(failures: int) -> float:

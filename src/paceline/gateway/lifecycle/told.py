@@ -10,10 +10,10 @@ from typing import Any
 
 from paceline.errors import ConfigError
 from paceline.gateway.config import GatewayConfig, Sources
-from paceline.gateway.keys_table import Ledger
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_text import label
-from paceline.gateway.reload import needs_restart
+from paceline.gateway.keys.table import Ledger
+from paceline.gateway.lifecycle.reload import needs_restart
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.text import label
 
 SAVE_S = 2.0  # how often what the keys spent is written down
 

@@ -19,13 +19,13 @@ from paceline.clock import RunClock
 from paceline.gateway.access_log import AccessLog
 from paceline.gateway.config import GatewayConfig
 from paceline.gateway.invalidation import Dropped, Tell, drop, nobody_else
-from paceline.gateway.keys_door import KeyCaller
-from paceline.gateway.keys_table import Table
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_engine import EngineMetrics
-from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
+from paceline.gateway.keys.door import KeyCaller
+from paceline.gateway.keys.table import Table
+from paceline.gateway.lifecycle.reload import Composition
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.engine import EngineMetrics
+from paceline.gateway.metrics.shared import WRITE_S, SharedMetrics
 from paceline.gateway.pages import Pages
-from paceline.gateway.reload import Composition
 from paceline.gateway.spans import SpanSink
 from paceline.model.price import price_of
 from paceline.wire.server import Server, ServerLimits, serve

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import ConfigError
-from paceline.gateway.keys import Key, new_key
-from paceline.gateway.keys_quota import LOOK_S, Meter
-from paceline.gateway.keys_table import Ledger, Table, periods
+from paceline.gateway.keys.file import Key, new_key
+from paceline.gateway.keys.quota import LOOK_S, Meter
+from paceline.gateway.keys.table import Ledger, Table, periods
 
 NOON = 1_795_262_400.0  # 2026-11-21 12:00 UTC, a Saturday
 DAY_S = 86_400.0

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.gateway.keys import write_whole
+from paceline.gateway.keys.file import write_whole
 
 KEYS = 16_384  # rows: keys that one running gateway can have seen, the revoked ones too
 REQUESTS, TOKENS = 0, 1  # cells of a row: when the bucket will be empty, seconds of the monotonic clock

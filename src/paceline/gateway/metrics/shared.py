@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from paceline.gateway.metrics import Metrics, Snapshot, merged
+from paceline.gateway.metrics.counts import Metrics, Snapshot, merged
 
 WRITE_S = 1.0
 _FRESH_S = 3 * WRITE_S  # older: its process is gone or stuck, its gauges say nothing

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paceline.gateway.config import GatewayConfig, Sources
-from paceline.gateway.keys_table import Ledger, Table
-from paceline.gateway.lifecycle_process import Address, Place, ServingProcess
-from paceline.gateway.lifecycle_told import admit_keys, keeping, reload, signals, spent_gauges, unless_told_again
-from paceline.gateway.workers import Parent
+from paceline.gateway.keys.table import Ledger, Table
+from paceline.gateway.lifecycle.process import Address, Place, ServingProcess
+from paceline.gateway.lifecycle.told import admit_keys, keeping, reload, signals, spent_gauges, unless_told_again
+from paceline.gateway.workers.parent import Parent
 
 Ready = Callable[[GatewayConfig, Address], None]
 

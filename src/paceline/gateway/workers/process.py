@@ -8,9 +8,9 @@ from pathlib import Path
 
 from paceline.accelerate.cache import Selection
 from paceline.errors import PacelineError
-from paceline.gateway.keys_table import Table
-from paceline.gateway.lifecycle_process import Place, ServingProcess
-from paceline.gateway.workers_channel import Channel, Forget, Forgot, NewConfig, Told
+from paceline.gateway.keys.table import Table
+from paceline.gateway.lifecycle.process import Place, ServingProcess
+from paceline.gateway.workers.channel import Channel, Forget, Forgot, NewConfig, Told
 
 
 async def work(channel_fd: int) -> int:

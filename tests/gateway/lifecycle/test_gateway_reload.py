@@ -12,7 +12,7 @@ import pytest
 from tests.gateway.builders import EVENTS, PLAIN
 from tests.gateway.keyed import bearer
 from tests.gateway.serving import CHAT, eventually, serving
-from tests.gateway.test_gateway_workers import run_long
+from tests.gateway.workers.test_gateway_workers import run_long
 from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, run, scripted, until
 
 from paceline.accelerate.cache.policy import CachePolicy
@@ -22,10 +22,10 @@ from paceline.clock import RunClock
 from paceline.errors import ConfigError
 from paceline.gateway.config import GatewayConfig, ProviderSettings, Sources, credentials, policy_of
 from paceline.gateway.config_text import described
-from paceline.gateway.keys import Key, add_key, new_key, revoke_key
-from paceline.gateway.keys_table import Table
+from paceline.gateway.keys.file import Key, add_key, new_key, revoke_key
+from paceline.gateway.keys.table import Table
+from paceline.gateway.lifecycle.reload import Composition, needs_restart
 from paceline.gateway.pages import Pages
-from paceline.gateway.reload import Composition, needs_restart
 from paceline.wire.http import HttpRequest, Reply
 
 WHOLE = """
@@ -165,7 +165,7 @@ def test_what_only_a_restart_changes_is_known(tmp_path: Path) -> None:
 
 def test_what_did_not_change_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """New keys: the same engine. Another policy: a new engine with the old one's answers; that ends when it is done."""
-    monkeypatch.setattr("paceline.gateway.reload._LOOK_S", 0.001)
+    monkeypatch.setattr("paceline.gateway.lifecycle.reload._LOOK_S", 0.001)
     first, second = new_key("first")[1], new_key("second")[1]
     caching = Policy(cache=CachePolicy(enabled=True))
 

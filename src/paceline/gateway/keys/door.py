@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from paceline.accelerate.caller import Caller
-from paceline.gateway.keys import CALLS, MONITOR, OPERATOR, Key, id_of
-from paceline.gateway.keys_models import ModelCheck
-from paceline.gateway.keys_quota import Meter, Refusal
+from paceline.gateway.keys.file import CALLS, MONITOR, OPERATOR, Key, id_of
+from paceline.gateway.keys.models import ModelCheck
+from paceline.gateway.keys.quota import Meter, Refusal
 from paceline.wire.dialects import CREDENTIAL_HEADERS, dialect_for, dialect_of, without_credentials
 from paceline.wire.http import Headers, HttpRequest
 

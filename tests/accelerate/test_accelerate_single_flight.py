@@ -41,12 +41,19 @@ async def follow(flight: Flight, count: int | None = None) -> list[tuple[float, 
         flight.leave()
 
 
+def start(calls: SingleFlight, produce: Produce) -> Flight:
+    """A call under way with the key `k`."""
+    flight = calls.begin(b"k")
+    flight.start(produce)
+    return flight
+
+
 def test_a_late_joiner_gets_the_buffer_then_the_rest_live() -> None:
     """What has come arrives at once, what comes arrives when it comes."""
 
     async def main() -> None:
         calls = SingleFlight()
-        flight = calls.start(b"k", producing(4))
+        flight = start(calls, producing(4))
         first = asyncio.create_task(follow(flight))
         await asyncio.sleep(3.5)
         assert calls.get(b"k") is flight
@@ -62,7 +69,7 @@ def test_the_first_one_leaving_changes_nothing_for_the_others() -> None:
     """The caller that started the call is cancelled; the one that joined gets everything."""
 
     async def main() -> None:
-        flight = SingleFlight().start(b"k", producing(3))
+        flight = start(SingleFlight(), producing(3))
         first, second = asyncio.create_task(follow(flight)), asyncio.create_task(follow(flight))
         await asyncio.sleep(2.5)
         first.cancel()
@@ -85,7 +92,7 @@ def test_the_last_one_leaving_cancels_the_call() -> None:
 
     async def main() -> None:
         calls = SingleFlight()
-        followers = [asyncio.create_task(follow(calls.start(b"k", produce)))]
+        followers = [asyncio.create_task(follow(start(calls, produce)))]
         followers.append(asyncio.create_task(follow(calls.get(b"k") or Flight())))
         for follower in followers:
             await asyncio.sleep(1)
@@ -104,7 +111,7 @@ def test_a_failure_reaches_every_follower_where_it_happened(pieces: int) -> None
     """All get what came before it, then the same error."""
 
     async def main() -> None:
-        flight = SingleFlight().start(b"k", producing(pieces, fail=True))
+        flight = start(SingleFlight(), producing(pieces, fail=True))
         outcomes = await asyncio.gather(*(follow(flight) for _ in range(3)), return_exceptions=True)
         assert [str(outcome) for outcome in outcomes] == ["broke off"] * 3
         assert len(flight.pieces) == pieces
@@ -122,7 +129,7 @@ def test_a_failure_before_the_head_is_raised_by_head() -> None:
         raise OSError("refused")
 
     async def main() -> None:
-        flight = SingleFlight().start(b"k", produce)
+        flight = start(SingleFlight(), produce)
         flight.join()
         with pytest.raises(OSError, match="refused"):
             await flight.head()
@@ -136,7 +143,7 @@ def test_a_caller_cancelled_before_it_began_leaves_the_call_joinable() -> None:
 
     async def main() -> None:
         calls = SingleFlight()
-        flight = calls.start(b"k", producing(1))
+        flight = start(calls, producing(1))
         assert calls.get(b"k") is flight
         assert [piece for _, piece in await follow(flight)] == [b"0"]
 

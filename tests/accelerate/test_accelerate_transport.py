@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN, STREAM
+from tests.patience import PATIENCE_S
 from tests.wire.builders import CLOSE, RESET, STALL, STREAM_END, STREAM_HEAD, ScriptedServer, chunk, ok, run, scripted
 from tests.wire.builders import answer as wire_answer
 
@@ -42,7 +43,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def settled(transport: AsyncTransport, server: ScriptedServer) -> None:
     """Nothing is held but connections kept for the next call."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             (state,) = transport.state().values()
             held = sum(state.get(name, 0) for name in ("in_flight", "waiting", "flights", "upstream_busy"))
@@ -439,7 +440,7 @@ def test_a_stream_that_breaks_off_or_falls_silent_raises_where_it_does(policy: P
             scripted(STREAM_HEAD, chunk(EVENTS[0]), STALL) as silent,
         ):
             transport = AsyncTransport(policy)
-            async with httpx.AsyncClient(transport=transport, timeout=0.1) as client:
+            async with httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(PATIENCE_S, read=0.3)) as client:
                 for server, kind in ((cut, httpx.RemoteProtocolError), (silent, httpx.ReadTimeout)):
                     async with client.stream("POST", server.url + CHAT, json={**CALL, "stream": True}) as response:
                         pieces = response.aiter_bytes()
@@ -519,7 +520,7 @@ def test_failures_behind_a_proxy_are_the_modules_own_too(script: list[Any], kind
     async def main() -> None:
         async with scripted(*script) as proxy:
             transport = AsyncTransport(SHARING, settings=TransportSettings(proxy=proxy.url))
-            async with httpx.AsyncClient(transport=transport, timeout=0.1) as client:
+            async with httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(PATIENCE_S, read=0.3)) as client:
                 with pytest.raises(httpx.TransportError) as caught:
                     async with client.stream(
                         "POST", "http://models.example" + CHAT, json={**CALL, "stream": True}

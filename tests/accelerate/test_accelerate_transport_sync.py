@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN
+from tests.patience import PATIENCE_S
 from tests.wire.builders import RESET, STALL, STREAM_END, STREAM_HEAD, ScriptedServer, chunk, ok, run, scripted
 
 from paceline.accelerate.cache import CachePolicy
@@ -59,7 +60,7 @@ class Upstream:
         """Wait until something has happened there."""
 
         async def poll() -> None:
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(PATIENCE_S):
                 while not condition():  # noqa: ASYNC110 - the condition is anything
                     await asyncio.sleep(0.001)
 
@@ -129,7 +130,7 @@ def test_failures_are_the_modules_own_exceptions(policy: Policy) -> None:
         Upstream(STALL) as silent,
         Upstream(STREAM_HEAD, chunk(EVENTS[0]), STALL) as stuck,
         Upstream(STREAM_HEAD, chunk(EVENTS[0]), RESET) as cut,
-        httpx.Client(transport=Transport(policy), timeout=0.05) as client,
+        httpx.Client(transport=Transport(policy), timeout=httpx.Timeout(PATIENCE_S, read=0.3)) as client,
     ):
         with pytest.raises(httpx.ReadTimeout):
             client.post(silent.server.url + CHAT, json=CALL)
@@ -302,5 +303,5 @@ def test_a_forked_child_starts_its_own_loop() -> None:
     """Parent and child both go on, neither touches the other's connections; nothing is said at exit."""
     with Upstream(*PLAIN) as upstream:
         command = [sys.executable, "-W", "ignore", "-c", FORK, upstream.server.url + CHAT]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")

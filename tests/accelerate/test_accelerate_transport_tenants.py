@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.accelerate.sdk_doors import GATEWAY, TRANSPORT, Doors, all_at_once, each_sharing_way
+from tests.examples import examples
 
 from paceline.accelerate.transport import AsyncTransport
 
@@ -97,7 +98,7 @@ def test_a_hundred_tenants_ask_the_same(way: str) -> None:
         assert asyncio.run(_all(doors, [everyone, everyone])) == len(everyone)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(rounds=st.lists(asks, min_size=1, max_size=3))
 def test_no_answer_crosses_in_any_order(rounds: list[list[Ask]]) -> None:
     """Any mixture of tenants, dialects and deliveries, in rounds: each gets its own, asked for once."""

@@ -4,9 +4,10 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.diagnose.builders import GATEWAY_ONLY, HTTP_ONLY, RULES, TraceMaker, desk_run, make_run
+from tests.examples import examples
 
 from paceline.diagnose import RULES as TABLE
 from paceline.diagnose import diagnose
@@ -239,7 +240,7 @@ EVERYTHING = desk_run(*RULES, requests=30)
 ESSENCE = _essence(EVERYTHING)
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(10)
 @given(st.randoms(use_true_random=False), st.integers(-(10**15), 10**15))
 def test_neither_ids_nor_the_time_of_day_nor_order_matter(rng: random.Random, shift_ns: int) -> None:
     """Renaming ids, shifting all spans and shuffling them leave the findings as they are."""

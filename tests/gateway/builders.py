@@ -105,13 +105,18 @@ async def bench(
     scripts: list[list[Step]] | None = None,
     timeouts: Timeouts | None = None,
     clock: Clock | None = None,
+    kept: int = 0,
 ) -> AsyncIterator[Bench]:
-    """A gateway with `policy` before an upstream that plays the script; checked to be clean at the end."""
+    """A gateway with `policy` before an upstream that plays the script; checked to be clean at the end.
+
+    `kept`: connections to the upstream that are open from the start, so that calls are sent at once.
+    """
     async with scripted(*script, scripts=scripts) as upstream:
         sink = ListSink()
         forward = HttpClient(upstream.url, timeouts=timeouts)
         engine = Engine(forward, policy, listener=sink.take, detail=True, clock=clock)
         server = await serve(Gateway(engine).handle, "127.0.0.1", 0)
+        await forward.warm(kept)
         client = HttpClient(f"http://127.0.0.1:{server.port}")
         try:
             yield Bench(upstream, engine, server, client, forward, sink)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+from tests.patience import PATIENCE_S
 
 from paceline.wire.client import HttpClient
 
 COMMAND = [sys.executable, "-m", "paceline", "serve"]
 CALL = b'{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}'
 CHAT = "/v1/chat/completions"
-_LIMIT_S = 30.0  # for what a test waits for; it takes milliseconds unless something is wrong
 
 
 @dataclass
@@ -42,12 +42,12 @@ class Serving:
     async def line(self) -> str:
         """The next line it says on standard error."""
         assert self.process.stderr is not None
-        return (await asyncio.wait_for(self.process.stderr.readline(), _LIMIT_S)).decode()
+        return (await asyncio.wait_for(self.process.stderr.readline(), PATIENCE_S)).decode()
 
     async def stop(self, number: int) -> tuple[int | None, str]:
         """Send a signal, wait for the end: exit code, and what it still said."""
         self.process.send_signal(number)
-        _, errors = await asyncio.wait_for(self.process.communicate(), _LIMIT_S)
+        _, errors = await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
         return self.process.returncode, errors.decode()
 
 
@@ -63,7 +63,7 @@ async def serving(*options: str, env: dict[str, str] | None = None, port: int = 
     )
     assert process.stdout is not None
     try:
-        said = await asyncio.wait_for(process.stdout.readline(), _LIMIT_S)
+        said = await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)
         if not said:
             _, errors = await process.communicate()
             raise AssertionError(errors.decode())
@@ -81,6 +81,6 @@ async def serving(*options: str, env: dict[str, str] | None = None, port: int = 
 
 async def eventually(condition: Callable[[], Any]) -> None:
     """Until it holds; other processes tell nobody."""
-    async with asyncio.timeout(_LIMIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -28,6 +28,10 @@ POLICIES = [
 ]
 
 
+# Over a kept connection a call is sent at once and needs no task while it goes well: another way through the layer.
+both_ways = pytest.mark.parametrize("kept", [0, 1], ids=["opened", "kept"])
+
+
 async def check_next_call(b: Bench) -> None:
     """The gateway has let everything go and works."""
     b.forward.timeouts = Timeouts()
@@ -37,6 +41,7 @@ async def check_next_call(b: Bench) -> None:
     assert len(b.spans) >= 2
 
 
+@both_ways
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     ("script", "status", "error"),
@@ -61,11 +66,16 @@ async def check_next_call(b: Bench) -> None:
         pytest.param([ok(COMPLETION, JSON)[:120], STALL], 504, "upstream_timeout", id="stall-mid-body"),
     ],
 )
-def test_a_broken_plain_answer_is_a_clear_error(policy: Policy, script: list[Step], status: int, error: str) -> None:
+def test_a_broken_plain_answer_is_a_clear_error(
+    policy: Policy, script: list[Step], status: int, error: str, kept: int
+) -> None:
     """502 or 504, worded as the provider would, whatever broke and wherever."""
 
     async def main() -> None:
-        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK if STALL in script else None) as b:
+        # A kept connection that ends without a byte is replaced once, so that it has to end twice.
+        scripts = [script, script, PLAIN] if kept and script in ([CLOSE], [RESET]) else [script, PLAIN]
+        timeouts = QUICK if STALL in script else None
+        async with bench(scripts=scripts, policy=policy, timeouts=timeouts, kept=kept) as b:
             answered, _, body = await b.say()
             assert answered == status
             assert msgspec.json.decode(body)["error"]["message"].startswith("the model server failed: http://127.0.0.1")
@@ -76,6 +86,7 @@ def test_a_broken_plain_answer_is_a_clear_error(policy: Policy, script: list[Ste
     run(main())
 
 
+@both_ways
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     "ending",
@@ -87,12 +98,13 @@ def test_a_broken_plain_answer_is_a_clear_error(policy: Policy, script: list[Ste
         pytest.param([STALL], id="silence"),
     ],
 )
-def test_a_broken_stream_is_cut_not_ended(policy: Policy, ending: list[Step]) -> None:
+def test_a_broken_stream_is_cut_not_ended(policy: Policy, ending: list[Step], kept: int) -> None:
     """The client gets what came, and then sees that it is incomplete."""
 
     async def main() -> None:
         script = [STREAM_HEAD, chunk(EVENTS[0]), *ending]
-        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=QUICK if STALL in script else None) as b:
+        timeouts = QUICK if STALL in script else None
+        async with bench(scripts=[script, PLAIN], policy=policy, timeouts=timeouts, kept=kept) as b:
             reply = await b.ask(stream=True)
             assert await reply.__anext__() == EVENTS[0]
             with pytest.raises(UpstreamBroken):
@@ -105,27 +117,29 @@ def test_a_broken_stream_is_cut_not_ended(policy: Policy, ending: list[Step]) ->
     run(main())
 
 
+@both_ways
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_slow_drip_is_served(policy: Policy) -> None:
+def test_a_slow_drip_is_served(policy: Policy, kept: int) -> None:
     """An answer that comes byte by byte is slow, not broken."""
     data = ok(COMPLETION, JSON)
 
     async def main() -> None:
-        async with bench(*(data[i : i + 9] for i in range(0, len(data), 9)), policy=policy) as b:
+        async with bench(*(data[i : i + 9] for i in range(0, len(data), 9)), policy=policy, kept=kept) as b:
             assert (await b.say())[0::2] == (200, COMPLETION)
             await check_next_call(b)
 
     run(main())
 
 
+@both_ways
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("script", [[STALL], [STREAM_HEAD, chunk(EVENTS[0]), STALL]], ids=["waiting", "streaming"])
-def test_client_gone_lets_the_provider_go(policy: Policy, stream: bool, script: list[Step]) -> None:
+def test_client_gone_lets_the_provider_go(policy: Policy, stream: bool, script: list[Step], kept: int) -> None:
     """When the only client leaves, before or in the middle of the answer, the call to the provider is ended."""
 
     async def main() -> None:
-        async with bench(scripts=[script, PLAIN], policy=policy) as b:
+        async with bench(scripts=[script, PLAIN], policy=policy, kept=kept) as b:
             asking = asyncio.create_task(b.say(stream=stream))
             await until(lambda: b.upstream.requests)
             await asyncio.sleep(0.005)
@@ -135,6 +149,41 @@ def test_client_gone_lets_the_provider_go(policy: Policy, stream: bool, script: 
             assert b.upstream.open == 0
             assert [span.error for span in b.spans] == ["client_closed"]
             await check_next_call(b)
+
+    run(main())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_large_answer_is_read_on_though_nobody_takes_it_yet(policy: Policy) -> None:
+    """More than a connection buffers, in pieces, over a kept connection: it is read to its end all the same."""
+    padding = b" " * 1_500_000
+    data = ok(COMPLETION + padding, JSON)
+
+    async def main() -> None:
+        async with bench(*(data[i : i + 50_000] for i in range(0, len(data), 50_000)), policy=policy, kept=1) as b:
+            assert (await b.say())[0::2] == (200, COMPLETION + padding)
+            await check_next_call(b)
+
+    run(main())
+
+
+def test_a_caller_that_joined_gets_the_answer_of_one_that_left() -> None:
+    """Sent at once for the first, who leaves; followed by the second."""
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        async with bench(gate, *PLAIN, policy=SHARING, kept=1) as b:
+            first = asyncio.create_task(b.say())
+            await until(lambda: b.upstream.requests)
+            second = asyncio.create_task(b.say())
+            await until(lambda: b.server.busy == 2)
+            first.cancel()
+            await until(lambda: b.server.busy == 1)
+            gate.set()
+            assert await second == (200, "join", COMPLETION)
+            assert await b.say() == (200, "hit", COMPLETION)
+            assert len(b.upstream.requests) == 1
+            await b.settled()
 
     run(main())
 

@@ -69,11 +69,11 @@ def test_processes_of_a_host_share_answers_plain_and_streamed(tmp_path: Path) ->
 
 def test_a_stale_answer_is_given_at_once_and_made_anew_behind_it() -> None:
     """Stale-while-revalidate: one background call, however many ask; the next one gets the new answer."""
-    cache = CachePolicy(enabled=True, memory=MemoryPolicy(ttl_s=0.05), stale_s=60)
+    cache = CachePolicy(enabled=True, stale_s=60)
 
     async def main() -> None:
         async with bench(scripts=[PLAIN, [ok(OTHER, JSON)]], policy=Policy(single_flight=True, cache=cache)) as b:
-            await b.say()
+            await b.say(headers=((b"x-paceline-ttl-s", b"0.05"),))
             await asyncio.sleep(0.06)  # the cache has its own clock, and it is the wall's
             reply = await b.ask()
             assert (await reply.read(), reply.header(b"x-paceline-cache-stale")) == (COMPLETION, b"1")

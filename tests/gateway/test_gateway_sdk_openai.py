@@ -16,6 +16,7 @@ from tests.accelerate.sdk_doors import (
     same_every_way,
     until_broken,
 )
+from tests.patience import PATIENCE_S
 from tests.wire.builders import run
 
 from paceline.accelerate.policy import Policy
@@ -66,7 +67,9 @@ def sync_client(doors: Doors, **options: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", f"{doors.url}/v1")
         http = doors.sync_http_client(openai.DefaultHttpxClient)
-        return openai.OpenAI(**{"api_key": KEY, "max_retries": 0, "http_client": http, **options})
+        return openai.OpenAI(
+            **{"api_key": KEY, "max_retries": 0, "timeout": PATIENCE_S, "http_client": http, **options}
+        )
 
 
 def async_client(doors: Doors, **options: Any) -> Any:
@@ -74,7 +77,9 @@ def async_client(doors: Doors, **options: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", f"{doors.url}/v1")
         http = doors.http_client(openai.DefaultAsyncHttpxClient)
-        return openai.AsyncOpenAI(**{"api_key": KEY, "max_retries": 0, "http_client": http, **options})
+        return openai.AsyncOpenAI(
+            **{"api_key": KEY, "max_retries": 0, "timeout": PATIENCE_S, "http_client": http, **options}
+        )
 
 
 def dump(answer: Any) -> Any:

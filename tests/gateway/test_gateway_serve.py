@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.gateway.builders import COMPLETION, PLAIN
 from tests.gateway.serving import COMMAND, serving
+from tests.patience import PATIENCE_S
 from tests.wire.builders import run, scripted, until
 
 from paceline.errors import ConfigError
@@ -81,7 +82,7 @@ def test_a_policy_file_is_applied(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(options: list[str], code: int, words: str) -> None:
     """Exit code of the design, one line on stderr, no traceback, nothing announced."""
     result = subprocess.run(
-        [*COMMAND, "--port", "0", *options], capture_output=True, text=True, timeout=20, check=False
+        [*COMMAND, "--port", "0", *options], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (result.returncode, result.stdout) == (code, "")
     assert words in result.stderr
@@ -94,7 +95,7 @@ def test_a_port_in_use_is_one_sentence(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         command = [*COMMAND, "--port", str(port), "--workers", workers, "--upstream", "http://127.0.0.1:1"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -120,7 +121,7 @@ def test_it_says_what_is_on_and_how_to_use_it(tmp_path: Path) -> None:
         assert line
         said += line
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (130, "paceline: stopped\n")
     url = said.partition("paceline gateway on ")[2].partition("\n")[0]
     for words in (

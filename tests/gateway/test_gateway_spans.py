@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.gateway.builders import CACHING, COMPLETION, COST_USD, EVENTS, JSON, PLAIN, STREAM, bench
+from tests.patience import PATIENCE_S
 from tests.wire.builders import STREAM_END, STREAM_HEAD, chunk, ok, run
 
 from paceline.accelerate.record import CallRecord
@@ -151,7 +152,7 @@ def test_spans_reach_the_disk_while_serving(tmp_path: Path) -> None:
         sink = SpanSink(spool)
         sink.start()
         sink.take(finished_call())
-        async with asyncio.timeout(FLUSH_S * 20):
+        async with asyncio.timeout(PATIENCE_S):
             while not spool.path.stat().st_size:  # noqa: ASYNC110 - a file tells nobody
                 await asyncio.sleep(0.02)
         sink.take(finished_call())

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError
 from paceline.load.gates import parse_objective
@@ -90,7 +91,7 @@ def scripted(
     return asyncio.run(find_knee(search, measure))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.floats(0.02, 90_000), st.floats(0.01, 0.5))
 def test_a_sharp_edge_lies_in_the_interval_however_it_is_placed(edge: float, precision: float) -> None:
     knee = scripted(KneeSearch(precision=precision, most_trials=200), edge)
@@ -195,7 +196,13 @@ def test_the_knee_of_a_real_worker_over_the_wire_is_below_its_capacity(tmp_path:
             measure = driven_trials(
                 scenario(method="GET"), f"http://127.0.0.1:{server.port}", run, search, [parse_objective("p95_s<0.1")]
             )
-            return await find_knee(search, measure), [info.name for info in run.info.scenarios]
+            for _ in range(5):  # a machine that stalls spoils one search, or its first rate; not five
+                knee = await find_knee(search, measure)
+                names = [info.name for info in run.info.scenarios]
+                if knee.rate_per_s is not None:
+                    break
+                run.info.scenarios.clear()
+            return knee, names
         finally:
             await server.close(grace_s=0)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError, InputError
 from paceline.load.driver import drive
@@ -74,7 +75,7 @@ def test_the_mooncake_sample_is_read_as_it_is() -> None:
     assert (rows[0].input_tokens, rows[0].output_tokens, rows[0].blocks[:3]) == (6758, 500, (0, 1, 2))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.floats(0.1, 100), st.one_of(st.none(), st.floats(0.05, 5)))
 def test_time_is_scaled_after_silences_are_cut(scale: float, cap_s: float | None) -> None:
     plain = due_times(replay(CHAT))
@@ -84,7 +85,7 @@ def test_time_is_scaled_after_silences_are_cut(scale: float, cap_s: float | None
         assert (d - c) * scale == pytest.approx(b - a if cap_s is None else min(b - a, cap_s), abs=1e-6)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.floats(0, 40), st.floats(5, 60))
 def test_a_window_holds_what_was_recorded_in_it(start_s: float, length_s: float) -> None:
     rows = read_trace(Trace(path=CHAT))

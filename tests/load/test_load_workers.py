@@ -1,6 +1,7 @@
 """One scenario, several processes: dealt out, merged, interrupted, killed."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.load.driver import Snapshot, drive
@@ -69,7 +71,12 @@ async def against(
 
 
 def spawned() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "paceline.load.workers" in p.cmdline()]
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or another test's has and was not waited for
+            if "paceline.load.workers" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_users_and_the_sequence_are_dealt_out(tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_never_more_processes_than_users(tmp_path: Path) -> None:
     assert len(run.requests()) == 41
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(durations, durations)
 def test_merged_health_is_that_of_all_lateness_together(left: list[float], right: list[float]) -> None:
     results = [

@@ -2,7 +2,7 @@
 
 import genai_prices
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.accelerate.cost import cost_usd
@@ -20,7 +20,6 @@ MODELS = [
 parts = st.lists(st.integers(0, 300_000), min_size=6, max_size=6)
 
 
-@settings(deadline=None)  # the first look at a price loads the list
 @given(st.sampled_from(MODELS), parts)
 def test_a_cost_is_what_the_price_list_says(model: tuple[str, str], sizes: list[int]) -> None:
     """Fresh, cached and written tokens, reasoning, and the tier of long prompts, each at its own price."""

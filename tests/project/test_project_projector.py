@@ -5,8 +5,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.project.builders import MODEL, Recorded, Step
 
 from paceline.model.change import Batch, Cache, Change, Defer, Limit, Parallelise, Remove, Route, SpeedUp, Trim
@@ -176,7 +177,7 @@ def test_a_projection_is_stored_and_read_back() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(8)
 @given(st.floats(1.05, 10), st.sampled_from(["classify", "answer"]))
 def test_a_faster_step_never_raises_the_mean(factor: float, step: str) -> None:
     """Nothing else changes, so nobody waits longer."""
@@ -189,7 +190,7 @@ def test_a_faster_step_never_raises_the_mean(factor: float, step: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(6)
 @given(st.integers(1, 6), st.integers(1, 3))
 def test_more_users_never_lower_the_throughput(users: int, factor: int) -> None:
     """A closed loop on a bounded resource: more users fill it, they do not slow it (within noise)."""
@@ -201,7 +202,7 @@ def test_more_users_never_lower_the_throughput(users: int, factor: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(1, 60), st.integers(0, 5), st.integers(1, 40))
 def test_hits_of_a_replay_are_those_of_the_key_sequence(questions: int, seed: int, entries: int) -> None:
     """With one user nothing overlaps: the simulated cache equals one fed with the keys directly."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from paceline.model.span import Span
 from paceline.record.launcher import recording_environment
@@ -131,7 +132,13 @@ def recorded(run: RunFolder, provider: Provider, tmp_path: Path) -> Recorded:
             **(env or {}),
         }
         done = subprocess.run(
-            [sys.executable, "main.py"], cwd=app, env=variables, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "main.py"],
+            cwd=app,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         assert done.returncode == code, done.stderr
         assert "paceline" not in done.stderr, done.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.patience import PATIENCE_S
 from tests.record.conftest import Provider
 
 from paceline.errors import ConfigError, ServiceError
@@ -89,13 +90,13 @@ def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) 
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})}
     )
-    with urllib.request.urlopen(request, timeout=20) as reply:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         return json.load(reply)
 
 
 def status_of(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=20) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
             reply.read()
             return int(reply.status)
     except urllib.error.HTTPError as error:
@@ -162,19 +163,25 @@ def test_every_worker_of_a_server_is_recorded(desk: Path, run: RunFolder) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("command", "said"),
     [
-        ("raise SystemExit('no database')", r"ended with exit code 1 before it was ready.*no database"),
-        ("import time; print('slow'); time.sleep(60)", r"not ready after 1 s: .*no connection.*slow"),
-        ("print('ERROR: [Errno 98] Address already in use'); raise SystemExit(1)", r"its port is already in use"),
+        (
+            ["{python}", "-c", "raise SystemExit('no database')"],
+            r"ended with exit code 1 before it was ready.*no database",
+        ),
+        (["sh", "-c", "echo slow; sleep 60"], r"not ready after 1 s: .*no connection.*slow"),
+        (["sh", "-c", "echo 'ERROR: [Errno 98] Address already in use'; exit 1"], r"its port is already in use"),
     ],
     ids=["dies", "never ready", "port in use"],
 )
-def test_a_service_that_does_not_start_is_one_error(run: RunFolder, tmp_path: Path, source: str, said: str) -> None:
+def test_a_service_that_does_not_start_is_one_error(
+    run: RunFolder, tmp_path: Path, command: list[str], said: str
+) -> None:
     async def use() -> None:
-        command = ["{python}", "-c", source, "{port}"]
-        ready_s = 1 if "sleep" in source else 30
-        async with RecordedService(run, command=command, cwd=tmp_path, ready_url="/", ready_timeout_s=ready_s):
+        ready_s = 1 if "sleep" in command[-1] else PATIENCE_S
+        async with RecordedService(
+            run, command=[*command, "{port}"], cwd=tmp_path, ready_url="/", ready_timeout_s=ready_s
+        ):
             raise AssertionError
 
     with pytest.raises(ServiceError, match=r"(?s)" + said):
@@ -249,9 +256,9 @@ class Recording:
 
     @staticmethod
     def until(true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not true():
-            assert time.monotonic() < deadline, "waited 30 s"
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s"
             time.sleep(0.02)
 
     def ask(self) -> None:
@@ -284,7 +291,7 @@ def test_ctrl_c_seals_the_run_and_says_what_was_recorded(recording: Callable[...
     recorded = recording()
     recorded.ask()
     recorded.process.send_signal(signal.SIGINT)
-    out, _ = recorded.process.communicate(timeout=30)
+    out, _ = recorded.process.communicate(timeout=PATIENCE_S)
     assert recorded.process.returncode == 130
     assert recorded.run.info.state == COMPLETE
     assert "1 requests" in out or "2 requests" in out
@@ -308,7 +315,7 @@ def test_kill_9_of_the_service_keeps_what_was_recorded(recording: Callable[..., 
     recorded.ask()
     recorded.until(lambda: recorded.seen() == 1 and recorded.model_calls() == 5)  # one comes after the answer
     os.kill(recorded.app_pid, signal.SIGKILL)
-    out, _ = recorded.process.communicate(timeout=30)
+    out, _ = recorded.process.communicate(timeout=PATIENCE_S)
     assert recorded.process.returncode == 137
     assert "model calls: 5" in out
     info = recorded.run.info

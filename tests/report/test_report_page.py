@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 from tests.diagnose.builders import RULES, desk_run
+from tests.patience import PATIENCE_S
 
 from paceline.cli import main
 from paceline.diagnose import diagnose
@@ -199,6 +200,6 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     page = (tmp_path / "report.html").as_uri()
     seen = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", page], capture_output=True, text=True, timeout=60, check=True
+        [CHROMIUM, *flags, "--dump-dom", page], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert seen.stdout.count("<polyline") >= 4

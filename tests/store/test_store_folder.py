@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError, InputError, MeasurementError
 from paceline.model.request import Request, ResourceSample
@@ -60,7 +61,7 @@ def write_requests(run: RunFolder, count: int) -> None:
     spool.close()
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10)
 @given(st.lists(spans, max_size=8, unique_by=lambda s: s.span_id))
 def test_spans_read_back_equal_live_and_sealed(tmp_path_factory: pytest.TempPathFactory, written: list[Span]) -> None:
     """Every field, unknown kinds and odd attributes included, survives the spool and the Parquet."""

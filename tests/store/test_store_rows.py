@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import InputError
 from paceline.model.request import Request
@@ -72,7 +73,7 @@ def spooled(run: RunFolder, written: list[Row]) -> RowSpool:
     return spool
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10)
 @given(st.lists(rows, max_size=8))
 def test_rows_read_back_equal_live_and_sealed(tmp_path_factory: pytest.TempPathFactory, written: list[Row]) -> None:
     run = create_run(tmp_path_factory.mktemp("runs"), "r")

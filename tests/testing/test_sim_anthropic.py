@@ -157,7 +157,7 @@ def test_a_limit_answers_429_with_the_real_headers() -> None:
 
 def test_our_own_reading_of_it_agrees(client: Any) -> None:
     """The dialect reads from the raw bytes what the SDK does, streamed and plain, to the cent."""
-    asked: Any = {"model": MODEL, "max_tokens": 50, "messages": USER}
+    asked: Any = {"model": MODEL, "max_tokens": 5, "messages": USER}
     plain = ANTHROPIC.read_reply(client.messages.with_raw_response.create(**asked).http_response.content)
     with client.messages.with_streaming_response.create(**asked, stream=True) as raw:
         reader = ANTHROPIC.stream_reader()
@@ -166,6 +166,6 @@ def test_our_own_reading_of_it_agrees(client: Any) -> None:
     streamed = reader.result()
     assert plain.complete
     assert plain.truncated
-    # The same question again is another draw; cut at 50 tokens both are as long.
+    # The same question again is another draw; cut at 5 tokens both are as long.
     assert streamed.usage == plain.usage
     assert cost_usd(MODEL, streamed.usage, "anthropic") == cost_usd(MODEL, plain.usage, "anthropic") is not None

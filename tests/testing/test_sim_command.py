@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from paceline.testing import SimulatedProvider
 
@@ -25,7 +26,7 @@ def test_it_announces_itself_serves_and_ends_when_told(number: int, code: int) -
         with urllib.request.urlopen(f"{said['url']}/v1/models") as reply:
             assert reply.headers["x-paceline-speed"] == "50"
         process.send_signal(number)
-        out, log = process.communicate(timeout=20)
+        out, log = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (code, "")
     assert log.splitlines()[0].startswith("models at 50 times real pace, seed 0: gpt-4, ")
     assert log.splitlines()[1] == "paceline: stopped; 0 answered, 0 refused"
@@ -40,7 +41,7 @@ def test_limits_are_shown(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert "(for SDKs: http://127.0.0.1:" in process.stdout.readline()
         process.terminate()
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=PATIENCE_S)
     assert "gpt-4o (600 requests/min, 450,000 tokens/min)" in log
 
 
@@ -56,7 +57,7 @@ def test_limits_are_shown(tmp_path: Path) -> None:
 def test_what_cannot_be_is_one_sentence_and_exit_2(arguments: list[str], said: str) -> None:
     with SimulatedProvider() as provider:
         given = [argument.format(taken=provider.port) for argument in arguments]
-        ended = subprocess.run([*COMMAND, *given], capture_output=True, text=True, check=False, timeout=60)
+        ended = subprocess.run([*COMMAND, *given], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
     assert said in ended.stderr

@@ -17,8 +17,9 @@ import httpx
 import msgspec
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.errors import ConfigError
 from paceline.testing import PRESETS, Faults, ProviderConfig, SimulatedProvider
@@ -512,7 +513,7 @@ PATHS = [
 
 
 @pytest.mark.slow
-@settings(deadline=None)
+@examples(40)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_no_body_breaks_it(body: dict[str, Any]) -> None:
     """Whatever JSON comes, the answer is one of the API's own."""

@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from paceline.cli import main
 from paceline.store.folder import RunFolder, open_run
 from paceline.store.tuning import load_result
 from paceline.trace.tree import build_traces
 
+TUNE_S = 600.0  # a tuning takes up to twenty seconds of CPU time: every phase starts three processes
+pytestmark = pytest.mark.timeout(TUNE_S + 60)
 APP = Path(__file__).parents[1] / "tutorial_app"
 TOML = """
 name = "notes"
 [service]
 command = ["{python}", "-m", "uvicorn", "notes:app", "--port", "{port}"]
 ready_url = "/health"
+ready_timeout_s = 300
 prepare = [["{python}", "-c", "print('prepared at {speed} x')"]]
 [provider]
 simulate = true
@@ -31,6 +35,7 @@ simulate = true
 name = "concurrent"
 users = 8
 requests = 40
+timeout_s = 3000
 path = "/notes"
 bodies = "requests.jsonl"
 [[scenarios]]
@@ -38,6 +43,7 @@ name = "again"
 model = "open"
 rate_per_s = 0.5
 requests = 4
+timeout_s = 3000
 path = "/notes"
 bodies = "requests.jsonl"
 when = "ends"
@@ -54,6 +60,7 @@ op = "=="
 target = 1
 [quality]
 golden = "golden.jsonl"
+timeout_s = 3000
 [[phases]]
 name = "parallel"
 env = { NOTES_PARALLEL = "1" }
@@ -90,7 +97,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 def tune(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    return subprocess.run(command(folder, *more), capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command(folder, *more), capture_output=True, text=True, timeout=TUNE_S, check=False)
 
 
 def overlapping_share(run: RunFolder) -> float:
@@ -197,7 +204,7 @@ def test_an_interrupted_tuning_keeps_what_it_has(folder: Path) -> None:
         time.sleep(0.02)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     [out] = (folder / "out").iterdir()
     result = load_result(out)

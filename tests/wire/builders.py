@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import uvloop
+from tests.patience import PATIENCE_S
 
 from paceline.wire.http import Handler
 from paceline.wire.server import Server, ServerLimits, serve
 
 T = TypeVar("T")
-LIMIT_S = 10.0
 
 RESET = "reset"  # cut the connection with RST
 CLOSE = "close"
@@ -24,7 +24,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on uvloop, bounded in time."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await main
 
     return uvloop.run(bounded())

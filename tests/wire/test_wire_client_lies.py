@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.wire.builders import (
     CLOSE,
     RESET,
@@ -184,7 +185,7 @@ def test_a_consumer_that_stops_stops_the_server() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.sampled_from(

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from paceline.accelerate.cost import cost_usd
 from paceline.wire.anthropic import ANTHROPIC
@@ -238,7 +239,7 @@ def usages(draw: st.DrawFn) -> Usage:
 
 
 @each_answer
-@settings(deadline=None)  # the first look at a price loads the list
+@examples(40)
 @given(words=st.lists(st.text(), max_size=5), usage=usages())
 def test_a_streamed_answer_says_what_the_plain_one_says(
     dialect: Dialect, answer: Answer, words: list[str], usage: Usage
@@ -258,7 +259,7 @@ def test_a_streamed_answer_says_what_the_plain_one_says(
 
 
 @each_answer
-@settings(deadline=None)
+@examples(40)
 @given(cuts=st.lists(st.integers(0, 4000), max_size=20), data=st.data())
 def test_a_stream_may_be_cut_anywhere(dialect: Dialect, answer: Answer, cuts: list[int], data: st.DataObject) -> None:
     """However the bytes come, they say the same; and the whole stream but its last event is not complete."""
@@ -287,7 +288,7 @@ def test_a_cut_stream_has_text_and_usage_so_far(dialect: Dialect, answer: Answer
 
 @pytest.mark.slow
 @both
-@settings(deadline=None)
+@examples(40)
 @given(call=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6))
 def test_any_call_is_described(dialect: Dialect, call: dict[str, Any]) -> None:
     """Whatever fields hold, there is a description, and equal calls have equal ones."""
@@ -301,7 +302,7 @@ def test_any_call_is_described(dialect: Dialect, call: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @both
-@settings(deadline=None)
+@examples(40)
 @given(value=JSON, tail=st.binary(max_size=8))
 def test_any_answer_is_read(dialect: Dialect, value: Any, tail: bytes) -> None:
     """Whatever an answer or an event holds, reading it raises nothing."""

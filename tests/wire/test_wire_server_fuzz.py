@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.wire.builders import raw, run, serving, until
 
 from paceline.wire.http import HttpRequest, Reply
@@ -118,7 +119,7 @@ def test_any_bytes_give_the_same_however_they_are_cut(parts: list[bytes], cuts: 
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.sampled_from(PARTS) | requests() | st.binary(max_size=20), max_size=10))
 def test_a_server_survives_any_bytes(parts: list[bytes]) -> None:
     """After any bytes the client gets the end; no error, session or task is left, and the next client is served."""

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
+from paceline.record.launcher import free_port
 from paceline.testing import SimulatedProvider
 
 SUPPORT = Path(__file__).parents[2] / "workloads" / "support"
@@ -208,16 +210,14 @@ class Server:
     """The application as its command starts it."""
 
     def __init__(self, folder: Path, **switches: Any) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         named = {f"SUPPORT_{k.upper()}": str(int(v) if isinstance(v, bool) else v) for k, v in switches.items()}
         command = [sys.executable, "-m", "uvicorn", "support.app:app", "--port", str(self.port), "--log-level", "error"]
         env = {**os.environ, **named, "SUPPORT_STATE_DIR": str(folder), "SUPPORT_TIME_SCALE": "0.005"}
         self.process = subprocess.Popen(command, cwd=SUPPORT, env=env)
 
     def __enter__(self) -> "Server":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -293,12 +293,10 @@ def test_an_answer_is_finished_when_its_reader_has_left(state: Path) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as reader:
             reader.sendall(head.encode() + body)
             reader.recv(1)
-        for _ in range(100):
-            if question in (state / "audit.jsonl").read_text():
-                break
+        deadline = time.monotonic() + PATIENCE_S
+        while question not in (state / "audit.jsonl").read_text():
+            assert time.monotonic() < deadline, "the answer was not checked"
             time.sleep(0.05)
-        else:
-            pytest.fail("the answer was not checked")
         assert server.get("/chat", {"session": 2, "message": question})[1]["x-cache"] == "hit"
 
 

@@ -3,30 +3,28 @@
 The gateway serves it over HTTP, the transports call it inside the application: the same code, the same policies.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from paceline.accelerate.asked import AskedReader
 from paceline.accelerate.cache import Cache, Found
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.directives import BYPASS, REFRESH, Directives, read_directives
-from paceline.accelerate.headers import to_client
 from paceline.accelerate.limits import Limits
+from paceline.accelerate.passing import PassedOn, pass_on
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.prompts.prefix import PrefixWatch
 from paceline.accelerate.record import CallRecord, Listener, Tape
-from paceline.accelerate.replay import Replays, usd
+from paceline.accelerate.replay import Replays
+from paceline.accelerate.routing.begun import Begun
 from paceline.accelerate.routing.make import make_dispatcher
 from paceline.accelerate.routing.providers import Clients, Providers
-from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import Sender
-from paceline.accelerate.sharing import FAILURES, SharedCalls
+from paceline.accelerate.sharing import SharedCalls
 from paceline.accelerate.single_flight import SingleFlight
 from paceline.clock import Clock, RunClock
 from paceline.wire.client import HttpClient
 from paceline.wire.clients import Client
-from paceline.wire.dialects import dialect_for
-from paceline.wire.http import HttpRequest, Reply
+from paceline.wire.http import HttpRequest, Outcome, Reply
 
 
 class Engine:
@@ -83,7 +81,7 @@ class Engine:
         self._replays = Replays()
         self._tapes = tapes
 
-    def handle(self, request: HttpRequest, caller: Caller | None = None) -> Reply | Awaitable[Reply]:
+    def handle(self, request: HttpRequest, caller: Caller | None = None) -> Outcome:
         """Answer one request; `caller` where it is known who asks."""
         said: Directives | None = request.notes.get(self)
         if said is None:
@@ -159,26 +157,12 @@ class Engine:
         record.finish()
         return self._replays.reply(key, found)
 
-    async def _pass(self, request: HttpRequest, record: CallRecord) -> Reply:
+    def _pass(self, request: HttpRequest, record: CallRecord) -> Outcome:
         """Send it on and the answer back, sharing nothing."""
-        try:
-            answer = await self.sender.send(request, record)
-            if answer.stream or not answer.is_small:
-                return Reply(answer.status, to_client(answer.headers, b"bypass", length=True), answer)
-            body = await answer.whole()
-        except FAILURES as error:
-            dialect = dialect_for(record.path, request.headers)
-            reply = error_reply(error, b"bypass", dialect, record.taken)
-            record.status = record.status or reply.status
-            record.finish(error_name(error))
-            return reply
-        except asyncio.CancelledError as error:
-            record.finish(error_name(error))
-            raise
-        headers = to_client(answer.headers, b"bypass", length=request.method == "HEAD")
-        if record.cost_usd is not None:
-            headers.append((b"x-paceline-cost-usd", usd(record.cost_usd)))
-        return Reply(answer.status, headers, body)
+        sent = self.sender.send(request, record)
+        if isinstance(sent, Begun):
+            return PassedOn(sent, request, record)
+        return pass_on(sent, request, record)
 
     def _watch_prefix(self, record: CallRecord) -> None:
         if self.prefixes is not None and record.asked is not None and record.attempts:

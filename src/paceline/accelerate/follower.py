@@ -1,5 +1,7 @@
 """Follower: one caller's view of a shared call."""
 
+from collections.abc import AsyncIterator
+
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.replies import error_name
 from paceline.accelerate.single_flight import Flight
@@ -14,15 +16,18 @@ class Follower:
         flight.join()
         self._flight = flight
         self._joined = joined
-        self._pieces = flight.follow()
+        self._pieces: AsyncIterator[bytes] | None = None
         self._over = False
 
     def __aiter__(self) -> "Follower":
         return self
 
     async def __anext__(self) -> bytes:
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = self._flight.follow()
         try:
-            return await self._pieces.__anext__()
+            return await pieces.__anext__()
         except StopAsyncIteration:
             self.end(None)
             raise

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from paceline.wire.framing import EncodedHeaders, encode_headers
+from paceline.wire.known_answer import AnswerHeaders
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 # RFC 9110, 7.6.1, and what the client of the next hop writes itself.
@@ -42,8 +45,20 @@ def to_upstream(headers: Headers, *, readable: bool) -> list[tuple[bytes, bytes]
     return kept
 
 
-def to_client(headers: Headers, outcome: bytes, *, length: bool) -> list[tuple[bytes, bytes]]:
-    """Headers for the caller, with the cache's outcome; `length`: the content-length still holds."""
+def to_client(headers: Headers, outcome: bytes, *, length: bool) -> EncodedHeaders:
+    """Headers for the caller, with the cache's outcome; `length`: the content-length still holds.
+
+    Worked out once for answers with the same head, where it does not.
+    """
+    if length or not isinstance(headers, AnswerHeaders):
+        return _to_client(headers, outcome, length)
+    known: EncodedHeaders | None = headers.notes.get(outcome)
+    if known is None:
+        known = headers.notes[outcome] = _to_client(headers, outcome, length)
+    return known
+
+
+def _to_client(headers: Headers, outcome: bytes, length: bool) -> EncodedHeaders:
     dropped = _HOP_BY_HOP if length else _FRAMING
     kept: list[tuple[bytes, bytes]] = []
     for header in headers:  # every miss passes here: one loop, no calls
@@ -56,17 +71,32 @@ def to_client(headers: Headers, outcome: bytes, *, length: bool) -> list[tuple[b
         elif name[:_OWN_PREFIX_BYTES] != _OWN_PREFIX:
             kept.append(header)
     kept.append((b"x-paceline-cache", outcome))
-    return kept
+    return encode_headers(kept)
+
+
+def answer_kind(headers: Headers) -> tuple[bool, bool]:
+    """Whether an answer is a stream of events, and whether it is compressed."""
+    if not isinstance(headers, AnswerHeaders):
+        return _answer_kind(headers)
+    known: tuple[bool, bool] | None = headers.notes.get(answer_kind)
+    if known is None:
+        known = headers.notes[answer_kind] = _answer_kind(headers)
+    return known
+
+
+def _answer_kind(headers: Headers) -> tuple[bool, bool]:
+    stream = encoded = False
+    for name, value in headers:
+        if name == b"content-type":
+            stream = value.startswith(b"text/event-stream")
+        elif name == b"content-encoding":
+            encoded = value != b"identity"
+    return stream, encoded
 
 
 def to_store(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers kept with a stored answer."""
     return [(name, value) for name, value in headers if name in _KEPT]
-
-
-def is_event_stream(headers: Headers) -> bool:
-    """True for an answer of server-sent events."""
-    return any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in headers)
 
 
 def parent_of(traceparent: bytes | None) -> tuple[str, str] | None:

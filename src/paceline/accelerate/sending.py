@@ -8,6 +8,7 @@ from paceline.accelerate.batching.policy import BatchPolicy
 from paceline.accelerate.directives import read_directives
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.answer import Answer
+from paceline.accelerate.routing.begun import Begun
 from paceline.accelerate.routing.send import Dispatcher
 from paceline.accelerate.routing.taken import RouteTaken
 from paceline.clock import Clock
@@ -24,8 +25,8 @@ class Sender:
         self._reader = reader
         self._clock = clock
 
-    def send(self, request: HttpRequest, record: CallRecord) -> "Awaitable[Answer | PartOfBatch]":
-        """Ask the provider and wait for its answer to begin.
+    def send(self, request: HttpRequest, record: CallRecord) -> "Begun | Awaitable[Answer | PartOfBatch]":
+        """Ask the provider and wait for its answer to begin; see `Dispatcher.send`.
 
         Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
         """
@@ -34,8 +35,7 @@ class Sender:
         if self.batcher is not None and asked is not None and record.kind == EMBEDDING:
             return self._send_part(self.batcher, request, asked, record)
         group = asked.group if asked is not None else None
-        answer: Awaitable[Answer] = self.dispatcher.send(request, record, taken, group=group)
-        return answer
+        return self.dispatcher.send(request, record, taken, group=group)
 
     async def close(self) -> None:
         """Cancel the batches under way; their callers get ConnectionError."""

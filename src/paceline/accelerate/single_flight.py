@@ -5,34 +5,67 @@ one leaving changes nothing for the others, and when the last one leaves the cal
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+_GIVEN_UP = "the shared call was given up"
 
 
 class Flight:
-    """One call under way. The producer calls `begin` and `add`; each follower `join`s once and `leave`s once."""
+    """One call under way. The producer calls `begin`, `add` and `end`; each follower `join`s once and `leave`s once."""
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_key",
+        "_runs",
+        "_task",
+        "_told",
+        "_under_way",
+        "_waiters",
+        "abandon",
+        "abandoned",
+        "asked_by",
+        "cost_usd",
+        "done",
+        "error",
+        "followers",
+        "headers",
+        "is_stream",
+        "level",
+        "pieces",
+        "status",
+    )
+
+    def __init__(self, under_way: "dict[bytes, Flight] | None" = None, key: bytes = b"") -> None:
+        """`under_way`: where it is found under `key` until it ends."""
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Sequence[tuple[bytes, bytes]] = ()
         self.pieces: list[bytes] = []
         self.done = False
         self.error: Exception | None = None
         self.is_stream = False
         self.level: str | None = None  # of the cache, where the answer came from there; None: the provider
         self.cost_usd: float | None = None  # what the call cost, once known: what each joined caller saved
-        self.patience_s: float | None = None  # of the caller who started it; None: without end
+        self.asked_by: Sequence[tuple[bytes, bytes]] = ()  # headers of who began it, its patience among them
         self.followers = 0
         self.abandoned = False  # its last follower left before the end
-        self._waiters: set[asyncio.Future[None]] = set()
+        self.abandon: Callable[[], None] | None = None  # gives up what it waits for, while it has no task
+        self._waiters: set[asyncio.Future[None]] | None = None
+        self._told: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._runs = False  # its task has begun
+        self._under_way = under_way
+        self._key = key
+        if under_way is not None:
+            under_way[key] = self
 
     def start(self, produce: Callable[["Flight"], Awaitable[None]]) -> None:
         """Run the producer in a task of its own, owned by the followers together."""
+        self.abandon = None
         self._task = asyncio.get_running_loop().create_task(self._run(produce))
+        self._tell()
 
     # --- producer ------------------------------------------------------------------------------------------------
 
-    def begin(self, status: int, headers: list[tuple[bytes, bytes]], *, stream: bool) -> None:
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], *, stream: bool) -> None:
         """The head of the answer is known."""
         self.status, self.headers, self.is_stream = status, headers, stream
         self._wake()
@@ -41,6 +74,15 @@ class Flight:
         """A piece of the body has come."""
         self.pieces.append(data)
         self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """The answer is whole, or broke off."""
+        self.done, self.error = True, error
+        self.abandon = None  # it knows the flight: a ring that only the garbage collector would find
+        if self._under_way is not None and self._under_way.get(self._key) is self:
+            del self._under_way[self._key]
+        self._wake()
+        self._tell()
 
     # --- followers -----------------------------------------------------------------------------------------------
 
@@ -56,9 +98,21 @@ class Flight:
 
     def give_up(self) -> None:
         """Cancel the call, if it is still under way; whoever follows gets ConnectionError."""
-        if not self.done and self._task is not None:
-            self.abandoned = True
-            self._task.cancel()
+        if self.done:
+            return
+        self.abandoned = True
+        if self._task is not None:
+            if self._runs:
+                self._task.cancel()
+            else:  # a coroutine cancelled before its first step could not give back what it was handed
+                self._task.get_loop().call_soon(self._task.cancel)
+        elif self.abandon is not None:
+            self.abandon()
+            self.end(ConnectionError(_GIVEN_UP))
+
+    def on_news(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once: when it is over, or goes on in a task. For the one caller who began it."""
+        self._told = tell
 
     async def head(self) -> None:
         """Wait until the head is known. Raises the producer's error if it failed before."""
@@ -88,22 +142,21 @@ class Flight:
             raise self.error
 
     async def _run(self, produce: Callable[["Flight"], Awaitable[None]]) -> None:
+        self._runs = True
         try:
             await produce(self)
         except asyncio.CancelledError:
-            self._end(ConnectionError("the shared call was given up"))
+            self.end(ConnectionError(_GIVEN_UP))
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, it is the followers' to handle
-            self._end(error)
+            self.end(error)
         else:
-            self._end(None)
-
-    def _end(self, error: Exception | None) -> None:
-        self.done, self.error = True, error
-        self._wake()
+            self.end()
 
     async def _wait(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
+        if self._waiters is None:
+            self._waiters = set()
         self._waiters.add(waiter)
         try:
             await waiter
@@ -111,9 +164,15 @@ class Flight:
             self._waiters.discard(waiter)
 
     def _wake(self) -> None:
-        for waiter in self._waiters:
+        for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _tell(self) -> None:
+        told = self._told
+        if told is not None:
+            self._told = None
+            told()
 
 
 class SingleFlight:
@@ -130,16 +189,6 @@ class SingleFlight:
         flight = self._flights.get(key)
         return flight if flight is not None and not flight.done and not flight.abandoned else None
 
-    def start(self, key: bytes, produce: Callable[[Flight], Awaitable[None]]) -> Flight:
-        """Begin a call; it is found under `key` until it ends."""
-        flight = self._flights[key] = Flight()
-
-        async def run(flight: Flight) -> None:
-            try:
-                await produce(flight)
-            finally:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-
-        flight.start(run)
-        return flight
+    def begin(self, key: bytes) -> Flight:
+        """A call that is found under `key` until it ends; `start` it, or produce its answer."""
+        return Flight(self._flights, key)

@@ -12,7 +12,7 @@ import msgspec
 from paceline.errors import ServiceError
 from paceline.record.launcher import Service, launch
 
-_READY_S = 20.0
+_READY_S = 60.0  # it takes a second; a busy machine is not a reason to give up
 _STOP_S = 5.0
 _POLL_S = 0.02
 

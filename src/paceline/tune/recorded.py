@@ -19,7 +19,7 @@ from paceline.store.folder import RunFolder
 from paceline.store.spool import Spool
 
 GATEWAY_LOG = "gateway.log"
-_GATEWAY_READY_S = 20.0
+_GATEWAY_READY_S = 60.0  # it takes a second; a busy machine is not a reason to give up
 _DRAIN_S = 4.0  # of the gateway, for calls of an application that is gone
 _POLL_S = 0.02
 

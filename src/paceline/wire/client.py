@@ -6,22 +6,16 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.connection import (
-    Connection,
-    EncodedHeaders,
-    Exchange,
-    connect,
-    encode_headers,
-    encode_request,
-    encode_request_line,
-)
+from paceline.wire.connection import Connection, Exchange, connect, encode_request, encode_request_line
+from paceline.wire.framing import EncodedHeaders, encode_headers
 from paceline.wire.http import Take
+from paceline.wire.known_answer import KnownAnswers
 
 __all__ = [
     "ClientLimits",
@@ -73,11 +67,20 @@ class ClientReply:
     _take: Take | None = None  # who is given pieces as they arrive
     _held: Awaitable[None] | None = None  # what it asked us to wait for
     _failure: Exception | None = None  # what it raised
+    _listener: Callable[[], None] | None = None
 
-    def __init__(self, client: "HttpClient", connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        client: "HttpClient",
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        request: bytes | None = None,
+    ) -> None:
+        """`request`: what was sent, where it may be sent once more because the connection was a kept one."""
         self._client = client
         self._connection = connection
         self._loop = loop
+        self._request = request
         self._pieces: deque[bytes] = deque()  # arrived, not taken
         self.seen_s = loop.time()  # when the server was last heard of
 
@@ -136,12 +139,16 @@ class ClientReply:
         """The rest of the body. UpstreamBroken when it is larger than the client's limit, or as in iteration."""
         limit_bytes = self._client.limits.body_bytes
         if self.done and self.error is None and self._bytes <= limit_bytes:  # the usual case
-            pieces = list(self._pieces)
-            self._pieces.clear()
-            self._bytes = 0
-        else:
-            pieces = await self._read_on(limit_bytes)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return self.read_now()
+        return b"".join(await self._read_on(limit_bytes))
+
+    def read_now(self) -> bytes:
+        """The rest of the body of an answer that is all here (`done`, without an `error`)."""
+        pieces = self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._bytes = 0
+        return body
 
     async def _read_on(self, limit_bytes: int) -> list[bytes]:
         pieces, size = [], 0
@@ -161,6 +168,23 @@ class ClientReply:
         if not self.done:
             self._connection.abort()
 
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Call `listener` when the head arrives, when so much waits that no more is read, and when the answer is over.
+
+        Once where that is the same moment. It is called by the connection and must not raise. None: no more.
+        """
+        self._listener = listener
+
+    async def arrived(self) -> "ClientReply":
+        """To await after `begin`: the reply whose head is here, see `HttpClient.head_of`."""
+        return await self._client.head_of(self)
+
+    @property
+    def to_repeat(self) -> bytes | None:
+        """The request, if it has to be sent again: the server closed the kept connection before it answered a byte."""
+        broken = self.done and not self.status and isinstance(self.error, UpstreamBroken)
+        return self._request if broken and not self._connection.answered else None
+
     def news(self) -> "asyncio.Future[None]":
         """To await: something has arrived since, or it ended. One waits at a time."""
         waiter = self._waiter = self._loop.create_future()
@@ -172,6 +196,8 @@ class ClientReply:
         """The head arrived."""
         self.status, self.headers = status, headers
         self.seen_s = self._loop.time()
+        if self._listener is not None:
+            self._listener()
         if self._waiter is not None:
             self._wake(self._waiter)
 
@@ -186,6 +212,8 @@ class ClientReply:
         if self._bytes > _HIGH_WATER and not self._paused:
             self._paused = True
             self._connection.pause()
+            if self._listener is not None:
+                self._listener()
         if self._waiter is not None:
             self._wake(self._waiter)
 
@@ -210,11 +238,10 @@ class ClientReply:
         self.done = True
         self.seen_s = self._loop.time()
         self._client.give_back(self, self._connection, reusable=reusable)
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._listener is not None:
+            self._listener()
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     def on_done(self, error: Exception | None, reusable: bool) -> None:
         """The answer is complete or failed; the connection goes back."""
@@ -224,6 +251,8 @@ class ClientReply:
         if self._paused:
             self._connection.resume()
         self._client.give_back(self, self._connection, reusable=reusable)
+        if self._listener is not None:
+            self._listener()
         if self._waiter is not None:
             self._wake(self._waiter)
 
@@ -275,6 +304,7 @@ class HttpClient:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._lines: dict[tuple[str, str], bytes] = {}
+        self._known = KnownAnswers()
         # Kept because asking for it costs a system call in Python 3.11 (getpid).
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -296,37 +326,66 @@ class HttpClient:
         A kept connection that the server closed before a single byte of the answer is replaced once. Raises
         UpstreamTimeout (phase "connect" or "first_byte") or UpstreamBroken. Cancelling closes the connection.
         """
+        reply = self.begin(method, target, headers, body)
+        if reply is None:
+            line = self._lines.get((method, target)) or self._line(method, target)
+            data = encode_request(method, target, self.authority, headers, body, line=line)
+            reply = await self._send(data, data)
+        return await self.head_of(reply)
+
+    def begin(
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> ClientReply | None:
+        """Send a request now, over a kept connection; None where there is none, or others wait for one.
+
+        Await `arrived` of its reply, or `listen` to it; to `close` it gives it up.
+        """
+        if not self._idle or self._free <= 0 or self._waiting:
+            return None
         line = self._lines.get((method, target)) or self._line(method, target)
         data = encode_request(method, target, self.authority, headers, body, line=line)
+        connection = self._kept()
+        if connection is None:
+            return None
+        self._free -= 1
+        return self._start(connection, data, data)
+
+    async def head_of(self, reply: ClientReply) -> ClientReply:
+        """The reply, once its head is here; another one in its place where it had to be sent again. See `request`."""
+        try:
+            while not (reply.status or reply.done):
+                await reply.news()
+        except BaseException:
+            reply.close()
+            raise
+        if reply.status:
+            return reply
+        data = reply.to_repeat
+        if data is not None:
+            return await self.head_of(await self._send(data, None))
+        error = reply.error
+        assert error is not None  # noqa: S101 - it is done without a head
+        raise error
+
+    async def _send(self, data: bytes, again: bytes | None) -> ClientReply:
+        """Send a request when there is room; over a connection opened for it unless it may be sent `again`."""
+        if self._free > 0 and not self._waiting:
+            self._free -= 1
+        else:
+            await self._turn()
+        connection = self._kept() if again is not None and self._idle else None
+        if connection is None:
+            return self._start(await self._open(), data, None)
+        return self._start(connection, data, again)
+
+    def _start(self, connection: Connection, data: bytes, again: bytes | None) -> ClientReply:
         loop = self._loop or self._enter_loop()
-        fresh = False
-        while True:
-            if self._free > 0 and not self._waiting:
-                self._free -= 1
-            else:
-                await self._turn()
-            connection = self._kept() if self._idle and not fresh else None
-            kept = connection is not None
-            if connection is None:
-                connection = await self._open()
-            reply = ClientReply(self, connection, loop)
-            self._busy.add(reply)
-            if self._watch is None:
-                self._watch = loop.call_later(self._least_s, self._check_time)
-            connection.start(data, reply)
-            try:
-                while not (reply.status or reply.done):
-                    await reply.news()
-            except BaseException:
-                reply.close()
-                raise
-            if reply.status:
-                return reply
-            error = reply.error
-            assert error is not None  # noqa: S101 - it is done without a head
-            if fresh or not kept or connection.answered or not isinstance(error, UpstreamBroken):
-                raise error
-            fresh = True
+        reply = ClientReply(self, connection, loop, again)
+        self._busy.add(reply)
+        if self._watch is None:
+            self._watch = loop.call_later(self._least_s, self._check_time)
+        connection.start(data, reply)
+        return reply
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         """The loop this client lives in: the one of its first request."""
@@ -438,7 +497,7 @@ class HttpClient:
         """A new connection; the right to it is given back when there is none."""
         timeout_s = self.timeouts.connect_s
         try:
-            return await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
+            connection = await connect(self._host, self._port, tls=self._tls, timeout_s=timeout_s)
         except BaseException as error:
             self._release()
             if isinstance(error, TimeoutError):
@@ -448,6 +507,8 @@ class HttpClient:
                 msg = f"{self.base_url} cannot be reached: {error.strerror or error}"
                 raise UpstreamBroken(msg, target=self.base_url) from error
             raise
+        connection.known = self._known
+        return connection
 
 
 def split_url(base_url: str) -> tuple[str, int, str, str, bool]:

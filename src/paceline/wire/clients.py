@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from paceline.errors import ConfigError
-from paceline.wire.client import ClientLimits, HttpClient, Timeouts
+from paceline.wire.client import ClientLimits, ClientReply, HttpClient, Timeouts
 from paceline.wire.http import Take
 
 
@@ -56,6 +56,11 @@ class Client(Protocol):
         self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
     ) -> IncomingReply:
         """Send a request and wait for the head of its answer."""
+
+    def begin(
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> ClientReply | None:
+        """Send a request now, if that needs no waiting and no task: else None. Await `arrived` of its reply."""
 
     async def close(self) -> None:
         """Close every connection."""

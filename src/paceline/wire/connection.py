@@ -10,6 +10,9 @@ from typing import Protocol, cast
 
 import httptools
 
+from paceline.wire.framing import EncodedHeaders, header_lines
+from paceline.wire.known_answer import AnswerHeaders, KnownAnswers
+
 _HEAD_BYTES = 256 * 1024  # of an answer; above it the connection is broken off
 _FRAMING_RATIO = 16  # bytes of chunk sizes, extensions and trailers allowed for one byte of body
 _WITH_BODY = ("POST", "PUT", "PATCH")  # methods that say how long their body is even when it is empty
@@ -30,27 +33,6 @@ class Exchange(Protocol):
 
     def on_done(self, error: Exception | None, reusable: bool) -> None:
         """Complete, or failed with a ConnectionError. `reusable`: the connection can `start` another exchange."""
-
-
-class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):
-    """Headers together with their `lines` as they are sent; for those that go out with many requests."""
-
-    lines: bytes
-
-
-def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
-    """These headers, encoded once. ValueError when one holds a line break: it would be a second header or request."""
-    encoded = EncodedHeaders(headers)
-    encoded.lines = _encode_lines(headers)
-    return encoded
-
-
-def _encode_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
-        msg = f"a header holds a line break: {lines[:200]!r}"
-        raise ValueError(msg)
-    return lines
 
 
 def encode_request_line(method: str, target: str, host: str) -> bytes:
@@ -77,7 +59,7 @@ def encode_request(
     would be a second header or request), or the target a space.
     """
     line = line or encode_request_line(method, target, host)
-    lines = headers.lines if isinstance(headers, EncodedHeaders) else _encode_lines(headers)
+    lines = headers.lines if isinstance(headers, EncodedHeaders) else header_lines(headers)
     if body or method in _WITH_BODY:
         return b"".join((line, lines, b"content-length: %d\r\n\r\n" % len(body), body))
     return line + lines + b"\r\n"
@@ -112,6 +94,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "answered",
         "closed",
+        "known",
         "on_body",
     )
 
@@ -123,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.closed = False
         self.answered = False  # a byte of the current exchange's answer has come
+        self.known = KnownAnswers()  # may be shared with other connections to the same server
 
     @property
     def busy(self) -> bool:
@@ -176,6 +160,15 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.answered = True
+        begins = self._in_head and not self._received_bytes and not self._no_body
+        if begins:
+            found = self.known.read(data)
+            if found is not None:
+                self._status, self._headers, body = found
+                self._pieces.append(body)
+                self._keep_alive = True
+                self._report_whole()
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -184,6 +177,8 @@ class Connection(asyncio.Protocol):
             self._fail(f"the answer is not valid HTTP: {error.__context__ or error}")
         else:
             if self._complete and not self._reported:
+                if begins and self._keep_alive:
+                    self.known.remember(data, self._status, self._headers, self._pieces)
                 self._report_whole()
             elif not self._in_head:
                 self._report()
@@ -208,7 +203,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             msg = "more was sent than one answer"
             raise ConnectionError(msg)
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers = AnswerHeaders()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One whole header. Trailers are dropped: the head has been handed out."""

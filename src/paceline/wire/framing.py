@@ -1,4 +1,4 @@
-"""The bytes of HTTP/1.1 answers: status line, header lines, chunks."""
+"""The bytes of HTTP/1.1 messages: header lines, and of answers also status line and chunks."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -8,6 +8,36 @@ LAST_CHUNK = b"0\r\n\r\n"
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _KEPT, _LAST = b"\r\n", b"connection: close\r\n\r\n"
 _WITHOUT_BODY = (204, 304)
+
+
+class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):
+    """Headers together with their `lines` as they are sent; for those that go out more than once."""
+
+    lines: bytes
+
+    def plus(self, name: bytes, value: bytes) -> "EncodedHeaders":
+        """These and one more, whose name and value are known to hold no line break."""
+        more = EncodedHeaders((*self, (name, value)))
+        more.lines = b"%b%b: %b\r\n" % (self.lines, name, value)
+        return more
+
+
+def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
+    """These headers, encoded once. ValueError when one holds a line break: it would be a second header or message."""
+    encoded = EncodedHeaders(headers)
+    encoded.lines = header_lines(headers)
+    return encoded
+
+
+def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """These headers as they are sent. ValueError as in `encode_headers`."""
+    if isinstance(headers, EncodedHeaders):
+        return headers.lines
+    lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        msg = f"a header holds a line break: {lines[:200]!r}"
+        raise ValueError(msg)
+    return lines
 
 
 def chunk(data: bytes) -> bytes:
@@ -62,9 +92,6 @@ def encode_whole(
 def _encode(
     status: int, headers: Sequence[tuple[bytes, bytes]], framing: bytes, body: bytes, keep_alive: bool
 ) -> bytes:
-    lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
-    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
-        msg = f"a header of the answer holds a line break: {lines[:200]!r}"
-        raise ValueError(msg)
+    lines = headers.lines if isinstance(headers, EncodedHeaders) else header_lines(headers)
     start = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
     return b"".join((start, lines, framing, _KEPT if keep_alive else _LAST, body))

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from paceline.wire.framing import encode_whole
+from paceline.wire.pending import Pending
 
 Headers = Sequence[tuple[bytes, bytes]]
 Take = Callable[[bytes], Awaitable[None] | None]  # takes a piece; says what to await before it wants the next
@@ -65,4 +66,6 @@ class Reply(msgspec.Struct, frozen=True):
         return Reply(self.status, self.headers, self.body, wire)
 
 
-Handler = Callable[[HttpRequest], Reply | Awaitable[Reply]]
+# A Pending is not awaited when it goes well: its reply is sent in the moment it comes, without a task.
+Outcome = Reply | Pending[Reply] | Awaitable[Reply]
+Handler = Callable[[HttpRequest], Outcome]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from paceline.errors import ConfigError, UpstreamBroken, UpstreamTimeout
 from paceline.wire.client import ClientLimits, Timeouts, split_url
-from paceline.wire.connection import encode_headers, encode_request_line
+from paceline.wire.connection import encode_request_line
+from paceline.wire.framing import encode_headers
 from paceline.wire.http2_connection import Http2Connection, Http2Reply
 
 # The client writes them itself, or HTTP/2 forbids them (RFC 9113, 8.2.2).
@@ -100,6 +101,9 @@ class Http2Client:
                 break
         assert reply.error is not None  # noqa: S101 - it is done without a head
         raise reply.error
+
+    def begin(self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
+        """Nothing: a request here needs a task."""
 
     async def close(self) -> None:
         """Close every connection; answers being read end with UpstreamBroken."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from paceline.errors import ConfigError, PacelineError, UpstreamBroken, UpstreamTimeout
 from paceline.wire.client import ClientLimits, Timeouts, split_url
-from paceline.wire.connection import encode_headers
+from paceline.wire.framing import encode_headers
 from paceline.wire.http import Take
 
 _INSTALL = "pip install 'paceline[transport]'"
@@ -135,6 +135,9 @@ class LibraryClient:
         task = asyncio.get_running_loop().create_task(_close(response))  # awaited by `close`
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    def begin(self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
+        """Nothing: a request of the library needs a task."""
 
     async def close(self) -> None:
         """Finish giving up answers, and close every connection that is its own to close."""

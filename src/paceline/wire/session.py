@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import cast
 
 import msgspec
 
 from paceline.wire.framing import CONTINUE, LAST_CHUNK, chunk, encode_head, encode_whole, has_header
-from paceline.wire.http import Handler, HttpRequest, Reply, Take
+from paceline.wire.http import Handler, HttpRequest, Outcome, Reply, Take
 from paceline.wire.intake import IDLE, Intake, Refusal, ServerLimits
+from paceline.wire.pending import Pending
 
 log = logging.getLogger("paceline.wire")
 
@@ -45,6 +46,7 @@ class Session(asyncio.Protocol):
         "_handler",
         "_intake",
         "_now_s",
+        "_pending",
         "_queue",
         "_reading_paused",
         "_refused",
@@ -66,6 +68,7 @@ class Session(asyncio.Protocol):
         self._ended = False  # nothing more is answered on this connection
         self._since_s = 0.0  # when what `check_time` watches began: a request, idleness, slow reading
         self.active: HttpRequest | None = None
+        self._pending: Pending[Reply] | None = None  # what is being answered, while no task waits for it
         self.task: asyncio.Task[None] | None = None
 
     # --- transport -----------------------------------------------------------------------------------------------
@@ -100,6 +103,9 @@ class Session(asyncio.Protocol):
         self._queue.clear()
         if self.active is not None:
             self.active.closed = True
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
         if self.task is not None:
             # Not before its first step: a coroutine cancelled before it began could not undo what the handler did.
             self._service.loop.call_soon(self.task.cancel)
@@ -205,11 +211,32 @@ class Session(asyncio.Protocol):
         if isinstance(outcome, Reply) and isinstance(outcome.body, _AT_ONCE):
             self._write_whole(outcome, request)
             self._finished(request)
+        elif isinstance(outcome, Pending):
+            self._pending = outcome
+            outcome.on_ready(self._ready)
         else:
-            # Owned by this session: cancelled in connection_lost, awaited by Server.close.
-            self.task = self._service.loop.create_task(self._answer(request, outcome))
+            self._start(request, outcome)
 
-    async def _answer(self, request: HttpRequest, outcome: Reply | Awaitable[Reply]) -> None:
+    def _start(self, request: HttpRequest, outcome: Outcome) -> None:
+        # Owned by this session: cancelled in connection_lost, awaited by Server.close.
+        self.task = self._service.loop.create_task(self._answer(request, outcome))
+
+    def _ready(self) -> None:
+        """What was pending has come: send it, or do in a task what is left to do."""
+        pending, request = self._pending, self.active
+        if pending is None or request is None:  # cut off meanwhile
+            return
+        self._pending = None
+        reply = pending.value
+        if reply is None or not isinstance(reply.body, _AT_ONCE):
+            self._start(request, pending)
+            return
+        self._write_whole(reply, request)
+        self._finished(request)
+        if self._queue or self._reading_paused:
+            self._next()
+
+    async def _answer(self, request: HttpRequest, outcome: Outcome) -> None:
         try:
             reply = outcome if isinstance(outcome, Reply) else await outcome
         except Exception:

@@ -20,6 +20,7 @@ from tests.gateway.keyed import (
     keyed,
     make,
 )
+from tests.patience import PATIENCE_S
 from tests.wire.builders import run
 
 from paceline.errors import ConfigError
@@ -300,7 +301,7 @@ def test_keys_from_the_command_line(tmp_path: Path) -> None:
 
     def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "paceline", "keys", *arguments, "--file", str(tmp_path / "keys.toml")]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     made = keys("add", "alice", "--models", "gpt-4o*,claude-*", "--budget-usd-per-day", "5")
     presented = made.stdout.strip()

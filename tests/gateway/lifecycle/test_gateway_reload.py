@@ -12,7 +12,7 @@ import pytest
 from tests.gateway.builders import EVENTS, PLAIN
 from tests.gateway.keyed import bearer
 from tests.gateway.serving import CHAT, eventually, serving
-from tests.gateway.workers.test_gateway_workers import run_long
+from tests.patience import PATIENCE_S
 from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, run, scripted, until
 
 from paceline.accelerate.cache.policy import CachePolicy
@@ -280,7 +280,7 @@ def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) 
                 write(upstream.url, "[policy.cache]\nenabled = true\n")
                 g.process.send_signal(signal.SIGHUP)
                 assert await g.line() == f"paceline: new configuration in force ({config})\n"
-                async with asyncio.timeout(10):  # workers follow the parent's word
+                async with asyncio.timeout(PATIENCE_S):  # workers follow the parent's word
                     while (await g.ask(bearer(alice[0])))[0] != 401 or (await g.ask(bearer(bob[0])))[0] != 200:
                         pass
                 sent = len(upstream.requests)
@@ -304,7 +304,7 @@ def test_a_new_configuration_takes_no_stream_away(tmp_path: Path, workers: int) 
                 assert await stream.read() == b"".join(EVENTS[1:])
                 assert await g.stop(signal.SIGTERM) == (0, "")
 
-    run_long(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -329,4 +329,4 @@ def test_a_worker_that_dies_comes_back_with_the_newest_configuration(tmp_path: P
                 assert (await g.ask())[0] == 200
                 assert (len(old.requests), len(new.requests)) == (0, 1)
 
-    run_long(main())
+    run(main())

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.builders import CHAT, COST_USD, JSON, PLAIN, SHARING, STREAM
 from tests.gateway.keyed import bearer, keyed, make
+from tests.patience import PATIENCE_S
 from tests.wire.builders import Step, answer, ok, run
 
 from paceline.accelerate.asked import Asked
@@ -132,7 +133,9 @@ def test_prometheus_accepts_the_page() -> None:
     metrics.count("paceline_refusals_total", label("status", "401"))
     metrics.gauges = lambda: {"paceline_workers": {"": 2.0}}
     page = prometheus_text(metrics.snapshot())
-    checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=20, check=False)
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, timeout=PATIENCE_S, check=False
+    )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 
 

@@ -6,15 +6,14 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 from tests.gateway.builders import COMPLETION, EVENTS, PLAIN
 from tests.gateway.metrics.test_gateway_metrics import values
 from tests.gateway.serving import CALL, CHAT, Serving, eventually, serving
-from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, scripted
+from tests.patience import PATIENCE_S
+from tests.wire.builders import STREAM_END, STREAM_HEAD, Step, chunk, run, scripted
 
 from paceline.errors import ConfigError, UpstreamError
 from paceline.gateway.workers.parent import delay_s
@@ -23,16 +22,6 @@ from paceline.wire.client import HttpClient
 
 WORKERS = 4
 FEW = ("--workers", "2")
-
-
-def run_long(main: Any) -> None:
-    """Like `run` of the wire's builders, with time for processes to start."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await main
-
-    uvloop.run(bounded())
 
 
 async def until_refused(url: str) -> None:
@@ -127,7 +116,7 @@ def test_a_killed_worker_takes_only_its_own_calls_with_it() -> None:
             assert {worker.pid for worker in g.workers()} & before == before - {victim}
             await eventually(lambda: right > so_far + 600)
             stop.set()
-            await asyncio.wait_for(asyncio.gather(*users), 10)
+            await asyncio.wait_for(asyncio.gather(*users), PATIENCE_S)
             assert broken <= 32  # what one of four held, at most every user once
 
             async def counted() -> dict[str, float]:
@@ -136,7 +125,7 @@ def test_a_killed_worker_takes_only_its_own_calls_with_it() -> None:
             def calls(seen: dict[str, float]) -> float:
                 return sum(value for name, value in seen.items() if name.startswith("paceline_calls_total"))
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while (seen := await counted()).get("paceline_workers") != WORKERS or calls(seen) < so_far:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             assert seen["paceline_worker_restarts_total"] == 1
@@ -148,7 +137,7 @@ def test_a_killed_worker_takes_only_its_own_calls_with_it() -> None:
                 assert calls(await counted()) >= shown
             assert await g.stop(signal.SIGTERM) == (0, "")
 
-    run_long(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -176,7 +165,7 @@ def test_sigterm_lets_streams_finish_and_takes_no_new_calls(tmp_path: Path) -> N
                 assert (g.process.returncode, errors) == (0, b"")
                 assert not any(worker.is_running() for worker in workers)
 
-    run_long(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -199,7 +188,7 @@ def test_a_second_signal_ends_it_at_once(options: tuple[str, ...]) -> None:
                 await reply.read()
             await eventually(lambda: not any(worker.is_running() for worker in workers))
 
-    run_long(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -215,7 +204,7 @@ def test_workers_end_with_their_parent() -> None:
             with pytest.raises(UpstreamError):
                 await HttpClient(g.url).request("GET", "/-/health")
 
-    run_long(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -236,4 +225,4 @@ def test_a_worker_that_cannot_start_ends_it_with_its_reason(tmp_path: Path) -> N
                 pass
         assert str(failure.value).count("\n") == 1
 
-    run_long(main())
+    run(main())

@@ -213,6 +213,11 @@ class Cache:
                 return Found(value=entry.value, level=MEMORY, age_s=now_s - entry.created_s)
         return self._levels.look_near(Question(key))
 
+    @property
+    def asks_far(self) -> bool:
+        """True where there are levels that have to be waited for: `get` then says more than `peek`."""
+        return self._has_far
+
     async def get(self, key: bytes) -> Found | None:
         """What the other levels have; to be asked after `peek`."""
         return await self._levels.look_far(Question(key)) if self._has_far else None
@@ -261,6 +266,10 @@ class Cache:
         None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
         """
         return await self._leases.take(key)
+
+    def lease_here(self, key: bytes) -> Lease | None:
+        """The same among the processes of this host, at once: all there is to ask where `asks_far` is False."""
+        return self._leases.take_here(key)
 
     async def wait_for(
         self, key: bytes, deadline_s: float, *, as_type: Any = None, newer_than_s: float = 0.0

@@ -24,14 +24,28 @@ class Leases:
 
     async def take(self, key: bytes) -> Lease | None:
         """The right to compute a key, across processes where host or fleet are on. None: somebody has it."""
+        lease, fleet = self.take_here(key), self._levels.fleet
+        if lease is None or fleet is None or not fleet.policy.lease:
+            return lease
+        try:
+            taken = await lease.in_fleet(fleet)
+        except BaseException:
+            lease.release()
+            raise
+        if not taken:
+            lease.release()
+            return None
+        self._note(lease)
+        return lease
+
+    def take_here(self, key: bytes) -> Lease | None:
+        """The same among the processes of this host, at once."""
         if self._is_held_here(key):
             return None
         levels = self._levels
         lease = self._held[key] = Lease(key, self._over)
         try:
             taken = levels.host is None or lease.on_host(levels.host)
-            if taken and levels.fleet is not None and levels.fleet.policy.lease:
-                taken = await lease.in_fleet(levels.fleet)
         except BaseException:
             lease.release()
             raise

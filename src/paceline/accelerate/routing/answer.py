@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 
+from paceline.accelerate.headers import answer_kind
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.accelerate.routing.replies import error_name
@@ -21,23 +22,24 @@ class Answer:
 
     __slots__ = ("_attempt", "_is_read", "_over", "_ready", "_record", "_reply", "headers", "status", "stream")
 
-    def __init__(self, reply: IncomingReply, record: CallRecord, attempt: Attempt | None) -> None:
-        """`attempt` None: not a model call, nothing is limited or watched."""
+    def __init__(
+        self, reply: IncomingReply, record: CallRecord, attempt: Attempt | None, *, body: bytes | None = None
+    ) -> None:
+        """`attempt` None: nothing is limited or watched. `body`: all of it, where it is here already."""
         self.status = reply.status
         self.headers = reply.headers
-        self.stream = encoded = False
-        for name, value in reply.headers:
-            if name == b"content-type":
-                self.stream = value.startswith(b"text/event-stream")
-            elif name == b"content-encoding":
-                encoded = value != b"identity"
+        self.stream, encoded = answer_kind(reply.headers)
+        self.stream = self.stream or _is_array_stream(reply, record)
         self._reply = reply
         self._record = record
         self._attempt = attempt
         self._over = False
-        self._ready: list[bytes] = [] if attempt is None else attempt.ready
-        self._is_read = attempt is not None and attempt.is_read
-        self.stream = self.stream or _is_array_stream(reply, record)
+        if body is not None:
+            self._ready = [body] if body else []
+            self._is_read = True
+        else:
+            self._ready = [] if attempt is None else attempt.ready
+            self._is_read = attempt is not None and attempt.is_read
         record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
 
     def __aiter__(self) -> "Answer":
@@ -86,6 +88,14 @@ class Answer:
         self._end(None)
         return body
 
+    def whole_now(self) -> bytes:
+        """The whole body of an answer that was made with it."""
+        ready = self._ready
+        body = ready[0] if ready else b""
+        self._record.saw(body)
+        self._end(None)
+        return body
+
     async def forward(self, take: Take) -> None:
         """Give every piece to `take` in the moment it arrives; UpstreamError where the provider broke off."""
         saw = self._record.saw
@@ -126,6 +136,11 @@ class Answer:
                     tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
                     output_tokens=None if usage is None else usage.output_tokens,
                 )
+
+
+def streams(reply: IncomingReply, record: CallRecord) -> bool:
+    """True for an answer that comes as a stream of events."""
+    return answer_kind(reply.headers)[0] or _is_array_stream(reply, record)
 
 
 def _is_array_stream(reply: IncomingReply, record: CallRecord) -> bool:

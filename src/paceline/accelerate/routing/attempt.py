@@ -12,6 +12,7 @@ from paceline.accelerate.routing.lanes import Lane
 from paceline.accelerate.routing.opening import FAILED, HOLD, Opening
 from paceline.accelerate.routing.verdict import Judge, Verdict, is_failure, never_sent
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
+from paceline.wire.client import ClientReply
 from paceline.wire.clients import IncomingReply
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ class Attempt:
 
     __slots__ = (
         "_adaptive",
+        "_begun",
         "_call",
         "_over",
         "_probe",
@@ -56,6 +58,7 @@ class Attempt:
         self.verdict = Verdict.ANSWER
         self._call = call
         self._adaptive = adaptive
+        self._begun: ClientReply | None = None  # sent, its head is awaited
         self._over = False
         self._started_s = call.now_s()
         self._probe = lane.begin(self._started_s)
@@ -117,8 +120,9 @@ class Attempt:
         if self._over:
             return
         self._over = True
-        if self.reply is not None:
-            self.reply.close()
+        held = self.reply or self._begun
+        if held is not None:
+            held.close()
         lane = self.lane
         lane.end(self._call.now_s(), failed=failed, probe=self._probe)
         if self.permit is not None:
@@ -144,22 +148,45 @@ class Attempt:
             self._call.note(self.lane, "lost to a hedge", billed=True)
             self.end()
 
+    def begin(self) -> ClientReply | None:
+        """Send now, if a connection is at hand: else None, and `run` will send."""
+        call, client = self._call, self.lane.target.client
+        worded = call.worded_for(self.lane)
+        reply = client.begin(call.method, worded.target, worded.headers, worded.body)
+        if reply is not None:
+            self._begun = reply
+            call.record.sent()
+        return reply
+
+    def answered_whole(self, reply: ClientReply) -> None:
+        """All of a good answer to what was begun has come."""
+        self.reply = reply
+        self.status = reply.status
+        call, now_s = self._call, self._call.now_s()
+        self._listen(reply, now_s)
+        if self.permit is not None and self.signal is not None:
+            self.permit.heard(self.signal)
+        if self.lane.is_watched:
+            self.lane.answered(now_s - self._started_s, now_s, stream=call.stream)
+        call.arrived(self.lane, None)
+
     async def _exchange(self, guarded: bool) -> None:
         call, lane = self._call, self.lane
-        worded = call.worded_for(lane)
-        call.record.sent()
-        reply = self.reply = await lane.target.client.request(call.method, worded.target, worded.headers, worded.body)
+        client, begun = lane.target.client, self._begun
+        if begun is None:
+            worded = call.worded_for(lane)
+            call.record.sent()
+            reply = await client.request(call.method, worded.target, worded.headers, worded.body)
+        else:
+            reply = await begun.arrived()
+        self.reply, self._begun = reply, None
         self.status = reply.status
         if reply.status >= 400:
             self.refusal = await self._read(reply)
             self.signal = signal_of(reply.status, reply.headers, self.refusal, time.time())
             return
         now_s = call.now_s()
-        if self._adaptive:
-            self.signal = _TAKEN
-            if now_s - lane.listened_s >= _LISTEN_S:
-                lane.listened_s = now_s
-                self.signal = signal_of(reply.status, reply.headers, None, time.time())
+        self._listen(reply, now_s)
         if guarded:
             if (reply.header(b"content-type") or b"").startswith(b"text/event-stream"):
                 await self._open(reply)
@@ -168,6 +195,15 @@ class Attempt:
                 await self._read(reply)
         if lane.is_watched:
             lane.answered(now_s - self._started_s, now_s, stream=call.stream)
+
+    def _listen(self, reply: IncomingReply, now_s: float) -> None:
+        """What a good answer says about the limits, where they learn."""
+        if not self._adaptive:
+            return
+        self.signal = _TAKEN
+        if now_s - self.lane.listened_s >= _LISTEN_S:
+            self.lane.listened_s = now_s
+            self.signal = signal_of(reply.status, reply.headers, None, time.time())
 
     async def _read(self, reply: IncomingReply) -> bytes:
         body = await reply.read()

@@ -17,7 +17,7 @@ from paceline.accelerate.routing.targets import Headers, Worded
 from paceline.errors import UpstreamTimeout
 from paceline.wire.call import Usage
 from paceline.wire.client import Timeouts
-from paceline.wire.connection import encode_headers
+from paceline.wire.framing import encode_headers
 from paceline.wire.http import HttpRequest
 
 _FOREVER = float("inf")

@@ -10,6 +10,7 @@ from paceline.accelerate.headers import to_upstream
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.answer import Answer
 from paceline.accelerate.routing.attempt import Attempt
+from paceline.accelerate.routing.begun import Begun
 from paceline.accelerate.routing.call import Head, RoutedCall, head_of, slowest_s
 from paceline.accelerate.routing.gates import Limits, Permit
 from paceline.accelerate.routing.hedge import Race
@@ -21,6 +22,7 @@ from paceline.accelerate.routing.taken import RouteTaken
 from paceline.accelerate.routing.targets import Target
 from paceline.accelerate.routing.verdict import Judge, Verdict
 from paceline.errors import Overloaded, UpstreamBroken
+from paceline.wire.clients import IncomingReply
 from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest
 
@@ -51,10 +53,11 @@ class Dispatcher:
 
     def send(
         self, request: HttpRequest, record: CallRecord, taken: RouteTaken | None = None, *, group: str | None = None
-    ) -> Awaitable[Answer]:
+    ) -> Begun | Awaitable[Answer]:
         """Send and wait for the answer to begin; `taken` is filled in on the way.
 
-        Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
+        Begun: it was sent at once, nothing needs to wait for it until it is ready. Raises UpstreamTimeout,
+        UpstreamBroken, Overloaded, when it is awaited; then, and when cancelled, nothing is held.
         """
         asked = record.asked
         if asked is None:
@@ -64,12 +67,38 @@ class Dispatcher:
         plan = self._plans.find(asked.dialect.name, asked.info.model, group)
         if plan.only is not None and self._limits is None and self._needs_no_timer(head, plan.only):
             return self._once(request, head, asked, record, taken, plan.only)
-        return self._routed(RoutedCall(request, head, asked, record, taken, self._policy.timeout_s), plan)
+        call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s)
+        return self._begin(call, plan)
 
-    async def _routed(self, call: RoutedCall, plan: Plan) -> Answer:
-        """The path of a call for which something can be done when it fails, or that has to wait."""
+    def _begin(self, call: RoutedCall, plan: Plan) -> Begun | Awaitable[Answer]:
+        """Send at once, where there is one model to try, nothing to wait for and no timer to set."""
+        stage = plan.stages[0]
+        if len(plan.stages) > 1 or stage.hedges is not None or self._policy.breaker.refuse:
+            return self._routed(call, plan, None)
+        try:
+            admitted = self._admit_now(call, stage)
+        except Overloaded:  # told to who awaits the call
+            return self._routed(call, plan, None)
+        if admitted is None:
+            return self._routed(call, plan, None)
+        stage.earn()
+        attempt = Attempt(call, *admitted, adaptive=self._gated)
+        try:
+            reply = attempt.begin()
+        except BaseException:
+            attempt.end()
+            raise
+        if reply is None:
+            return self._routed(call, plan, attempt)
+        return Begun(reply, call.record, attempt, lambda: self._routed(call, plan, attempt))
+
+    async def _routed(self, call: RoutedCall, plan: Plan, first: Attempt | None) -> Answer:
+        """The path of a call for which something can be done when it fails, or that has to wait.
+
+        `first`: the attempt that was begun already.
+        """
         if len(plan.stages) == 1:
-            attempt = await self._ask(call, plan, plan.stages[0])
+            attempt = await self._ask(call, plan, plan.stages[0], first)
             call.arrived(attempt.lane, None)
         else:
             attempt = await self._serve(call, plan)
@@ -90,16 +119,18 @@ class Dispatcher:
         reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
         return Answer(reply, record, None)
 
-    async def _once(
+    def _once(
         self, request: HttpRequest, head: Head, asked: Asked, record: CallRecord, taken: RouteTaken, target: Target
-    ) -> Answer:
+    ) -> Begun | Awaitable[Answer]:
         """The usual path, without anything that could be done about a failure."""
-        worded = target.word(asked.target, head.headers, asked.body)
+        client, worded = target.client, target.word(asked.target, head.headers, asked.body)
         taken.provider = target.dialect
         taken.model = asked.info.model
         record.sent()
-        reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
-        return Answer(reply, record, None)
+        reply = client.begin(request.method, worded.target, worded.headers, worded.body)
+        if reply is None:
+            return _answer(client.request(request.method, worded.target, worded.headers, worded.body), record)
+        return Begun(reply, record, None, lambda: _answer(reply.arrived(), record))
 
     def _needs_no_timer(self, head: Head, target: Target) -> bool:
         limit_s = head.limit_s
@@ -123,18 +154,24 @@ class Dispatcher:
                 break
         return attempt
 
-    async def _ask(self, call: RoutedCall, plan: Plan, stage: Stage) -> Attempt:
-        """Try one model until it serves or trying on makes no sense; an attempt that failed holds nothing any more."""
+    async def _ask(self, call: RoutedCall, plan: Plan, stage: Stage, first: Attempt | None = None) -> Attempt:
+        """Try one model until it serves or trying on makes no sense; an attempt that failed holds nothing any more.
+
+        `first`: the attempt that was begun already, and earned.
+        """
         breaker = self._policy.breaker
         if breaker.refuse and not stage.admits(call.now_s()):
             target = stage.lanes[0].target
             msg = f"{target.name} was not called: at least {breaker.failure_ratio:.0%} of its last calls failed"
             raise UpstreamBroken(msg, target=target.client.base_url)
-        stage.earn()
+        if first is None:
+            stage.earn()
         pauses: Pauses | None = None
         while True:
-            lane, permit = self._admit_now(call, stage) or await self._admit(call, stage)
-            first = attempt = Attempt(call, lane, permit, adaptive=self._gated)
+            if first is None:
+                lane, permit = self._admit_now(call, stage) or await self._admit(call, stage)
+                first = Attempt(call, lane, permit, adaptive=self._gated)
+            attempt = first
             try:
                 if stage.hedges is None:
                     await first.run(self._judge, guarded=plan.guarded)
@@ -154,6 +191,7 @@ class Dispatcher:
                 call.record.queued |= attempt.verdict is Verdict.WAIT
                 call.waited_s += wait_s
                 await asyncio.sleep(wait_s)
+            first = None
 
     async def _hedged(self, call: RoutedCall, plan: Plan, stage: Stage, first: Attempt) -> Attempt:
         """The first attempt, or another begun when it is late."""
@@ -225,3 +263,7 @@ class Dispatcher:
         if call.tried:
             call.waited_s += waited_s
         return lane, permit
+
+
+async def _answer(reply: Awaitable[IncomingReply], record: CallRecord) -> Answer:
+    return Answer(await reply, record, None)

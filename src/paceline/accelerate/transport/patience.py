@@ -5,17 +5,18 @@ the wire's: it learns it from a context variable, which passes whatever the poli
 """
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport.binding import Source
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
-from paceline.wire.client import Connection, HttpClient, Timeouts
+from paceline.wire.client import ClientReply, Connection, HttpClient, Timeouts
 from paceline.wire.clients import IncomingReply
-from paceline.wire.library_client import LibraryClient
+from paceline.wire.library_client import LibraryClient, LibraryReply
 
 T = TypeVar("T")
 
@@ -91,32 +92,45 @@ class CallersTime:
     def timeouts(self, timeouts: Timeouts) -> None:
         """Nothing: they come with the call."""
 
-    async def request(self, method: str, target: str, headers: Any = (), body: bytes = b"") -> Any:
-        """As the client's; a failure is noted for the caller as well."""
-        try:
-            return await super().request(method, target, headers, body)  # type: ignore[misc] # the client's, behind it
-        except UpstreamError as error:
-            patience = PATIENCE.get(None)
-            if patience is not None:
-                patience.failure = error
-            raise
-
 
 class PatientClient(CallersTime, HttpClient):
     """Our own client for callers with patience."""
+
+    async def head_of(self, reply: ClientReply) -> ClientReply:
+        """As the client's; a failure is noted for the caller as well."""
+        with noting():
+            return await super().head_of(reply)
 
     async def _open(self) -> Connection:
         patience = PATIENCE.get(None)
         if patience is None:
             return await super()._open()
         patience.restart(patience.connect_s + SLACK_S)
-        connection = await super()._open()
+        with noting():
+            connection = await super()._open()
         patience.restart(patience.read_s)
         return connection
 
 
 class PatientLibraryClient(CallersTime, LibraryClient):
     """The same over a transport of httpx. It does not say when it connects: that counts as waiting for the answer."""
+
+    async def request(self, method: str, target: str, headers: Any = (), body: bytes = b"") -> LibraryReply:
+        """As the client's; a failure is noted for the caller as well."""
+        with noting():
+            return await super().request(method, target, headers, body)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[None]:
+    """Keep what the wire met for the caller."""
+    try:
+        yield
+    except UpstreamError as error:
+        patience = PATIENCE.get(None)
+        if patience is not None:
+            patience.failure = error
+        raise
 
 
 class Timed:

@@ -29,7 +29,7 @@ from paceline.gateway.workers.channel import Assignment, Channel, Forget, Forgot
 from paceline.gateway.workers.sockets import Listeners
 
 _ANSWER_S = 10.0  # a worker that has not taken up a new configuration by then is not waited for
-_START_S = 30.0  # a worker not ready after that is taken for dead
+_START_S = 60.0  # a worker not ready after that is taken for dead
 _HEALTHY_S = 30.0  # one that lived that long is replaced at once
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 10.0
 _SHUT_FROM_S = 1.0  # a delay from which callers are not left waiting in its queue

@@ -36,7 +36,7 @@ def test_it_bounds_nothing_unless_armed() -> None:
     window.take(1000, 0.0)
     assert window.wait_s(1, 1.0) == 0.0
     window.arm(1.0, 5.0)
-    assert window.wait_s(1, 1.0) == 60.0
+    assert window.wait_s(1, 1.0) == 59.5
     assert window.wait_s(1, 6.0) == 0.0
 
 
@@ -46,7 +46,7 @@ def test_what_is_larger_than_the_limit_waits_for_an_empty_window() -> None:
     window.arm(0.0, 1e9)
     assert window.wait_s(500, 0.0) == 0.0
     window.take(500, 0.0)
-    assert window.wait_s(500, 30.0) == 31.0
+    assert window.wait_s(500, 30.0) == 30.5
     assert window.wait_s(500, 61.0) == 0.0
 
 
@@ -57,7 +57,7 @@ def test_a_meter_follows_the_window_for_ten_minutes_after_a_refusal() -> None:
     assert meter.try_take(60_000, 0.0)
     assert meter.wait_s(1000, 1.0) == 0.0  # a bucket: a second's worth is there again
     meter.not_before(1.0, None, 1000.0, 1.0)
-    assert meter.wait_s(1000, 2.0) == 59.0
+    assert meter.wait_s(1000, 2.0) == 58.5
     now_s, passed = 61.0, 0
     provider = SlidingWindow(60_000, 60.0)
     while now_s < 600.0:
@@ -69,7 +69,7 @@ def test_a_meter_follows_the_window_for_ten_minutes_after_a_refusal() -> None:
             provider.take(tokens, now_s)
             passed += tokens
         now_s += max(wait_s, 0.01)
-    assert passed > 0.95 * 1000 * (600 - 61)
+    assert passed > 0.93 * 1000 * (600 - 61)
     meter.take(1, 700.0)
     meter.correct(0)
     assert meter.try_take(50_000, 800.0)

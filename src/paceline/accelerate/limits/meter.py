@@ -60,7 +60,7 @@ class Meter(Protocol):
 
 
 _ARMED = 10  # minutes that a refusal makes a window count
-_BURST = 0.1  # of a minute, meanwhile
+_BURST = 0.07  # of a minute, meanwhile
 
 
 class LocalMeter:

@@ -1,8 +1,8 @@
 """Window: what passed in the last minute, for providers that count so. Pure; time is handed in.
 
 A bucket lets pass a minute's worth and its burst in some minutes. A provider that counts over a sliding minute refuses
-the burst, and the larger the calls the more often. What passed is kept in cells of half a second, and a cell counts until
-all of it is surely out of the provider's minute, however long the calls took on their way: one cell longer.
+the burst, and the larger the calls the more often. What passed is kept in cells of half a second, each of which counts
+until all of it is surely out of the provider's minute, however long the calls took on their way: one cell longer.
 """
 
 import math

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PEERS := locust==2.47.0 litellm[proxy]==1.106.2 sglang-router==0.3.2 aiocache==0.12.3 cashews==7.6.0 diskcache==5.6.3 \
+PEERS := litellm[proxy]==1.106.2 sglang-router==0.3.2 aiocache==0.12.3 cashews==7.6.0 diskcache==5.6.3 \
   redis[hiredis]==8.1.0 uvloop==0.23.0
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
@@ -29,7 +29,7 @@ bench: $(VENV)/dev.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
 
 bench-peers: $(VENV)/dev.ready $(VENV)-peers/ready
-	$(BIN)/python -m benchmarks.peers --json --locust $(VENV)-peers/bin/locust
+	$(BIN)/python -m benchmarks.peers --json --locust $(BIN)/locust
 	$(BIN)/python -m benchmarks.gateway --json --litellm $(VENV)-peers/bin/litellm --peer $(VENV)-peers/bin/sglang-router
 	$(BIN)/python -m benchmarks.cache --json --peers $(VENV)-peers/bin/python
 

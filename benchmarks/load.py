@@ -9,30 +9,27 @@ closed_loop  32 users at nginx: requests per CPU-second with every request on di
 histogram    the cost of one record
 
 Everything is repeated and given as the best and the median: a neighbour on a shared machine only ever makes it worse.
+Where the system allows it (root), generator, servers and wrk run before all other work, as on a machine of their own.
 Streams have a benchmark of their own, benchmarks/llm_load.py.
 """
 
 import argparse
-import asyncio
 import contextlib
-import os
 import re
 import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, cast
 
 import msgspec
+import psutil
 import uvloop
 
-from benchmarks._rig import cores, nginx, nginx_path
+from benchmarks._rig import machine, nginx, nginx_path, pin, prefer
+from benchmarks._witness import LOADING, SERVING, ask, witness
 from paceline.load.driver import drive
 from paceline.load.scenario import Scenario
 from paceline.model.run import ScenarioInfo
@@ -40,23 +37,18 @@ from paceline.stats.histogram import Histogram
 from paceline.stats.quantiles import quantiles
 from paceline.store.folder import create_run
 
-STALL_EVERY_S, STALL_S = 10.0, 1.0
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object (also the default)")
     parser.add_argument("--quick", action="store_true", help="shorter runs, one repetition")
-    parser.add_argument("--serve", nargs=2, metavar=("DELAY_S", "STALLS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        uvloop.run(be_server(float(args.serve[0]), stalls=args.serve[1] == "1"))
-        return
-    pin(0)
+    pin(LOADING)
+    preferred = prefer(psutil.Process())  # wrk inherits it
     quick = args.quick
     rounds = 1 if quick else 3
     result = {
-        "machine": {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "python": sys.version.split()[0]},
+        "machine": {**machine(), "before_all_others": preferred},
         "stall": stall(12.0 if quick else 25.0, rounds),
         "users": {str(users): with_users(users, 2.0 if quick else 5.0, rounds) for users in (50, 400)},
         "open_loop": open_loop(2.0 if quick else 5.0, 1 if quick else 5),
@@ -79,7 +71,7 @@ def against_truth(scenario: Scenario, url: str, *qs: float) -> tuple[Figures, Sc
     """Quantiles as measured and by the server's own record, and how far they lie apart."""
     latencies, info = measured(scenario, url)
     figures: Figures = {"requests": len(latencies)}
-    truth = ask(url)
+    truth = ask(url).residence_s
     for q, seen_s, true_s in zip(qs, quantiles(latencies, list(qs)), quantiles(truth, list(qs)), strict=True):
         name = f"p{q * 100:.0f}"
         figures |= {f"{name}_ms": seen_s * 1e3, f"true_{name}_ms": true_s * 1e3}
@@ -90,14 +82,14 @@ def against_truth(scenario: Scenario, url: str, *qs: float) -> tuple[Figures, Sc
 def stall(duration_s: float, rounds: int) -> dict[str, object]:
     runs = []
     for _ in range(rounds):
-        with server(0.005, stalls=True) as url:
+        with witness("stalls", 0.005) as url:
             scenario = Scenario(name="stall", model="open", rate_per_s=100.0, duration_s=duration_s)
             runs.append(against_truth(scenario, url, 0.95, 0.99)[0])
     return best_of(runs, "p99_error_ratio")
 
 
 def with_users(users: int, duration_s: float, rounds: int) -> dict[str, object]:
-    with server(0.05, stalls=False) as url:
+    with witness("fixed", 0.05) as url:
         # Started evenly over ten answers' time: all at once is a burst of its own, and stays one.
         scenario = Scenario(name="users", users=users, duration_s=duration_s, ramp_s=0.5)
         runs = [against_truth(scenario, url, 0.5, 0.99)[0] for _ in range(rounds)]
@@ -106,7 +98,7 @@ def with_users(users: int, duration_s: float, rounds: int) -> dict[str, object]:
 
 def open_loop(duration_s: float, rounds: int) -> dict[str, object]:
     runs = []
-    with server(0.02, stalls=False) as url:
+    with witness("fixed", 0.02) as url:
         for _ in range(rounds):
             scenario = Scenario(name="open", model="open", rate_per_s=10_000.0, duration_s=duration_s)
             figures, info = against_truth(scenario, url, 0.5, 0.99)
@@ -127,24 +119,31 @@ def closed_loop(duration_s: float, rounds: int) -> dict[str, object]:
     wrks: float | None = None
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if nginx_path() is None:
-            url = stack.enter_context(server(0.0, stalls=False))
+            url = stack.enter_context(witness("fixed"))
         else:
-            _, port = stack.enter_context(nginx(Path(folder) / "nginx", cores()[1]))
+            process, port = stack.enter_context(nginx(Path(folder) / "nginx", SERVING))
+            prefer(process)
             url = f"http://127.0.0.1:{port}"
         for turn in range(-1, rounds):
             scenario = Scenario(name="closed", method="GET", users=32, duration_s=duration_s)
-            run = create_run(Path(folder), scenario.name)
-            before_s = time.process_time()
-            done = uvloop.run(drive(scenario, url, run)).requests
-            ours, wrks = done / (time.process_time() - before_s), wrk(url, duration_s)
-            assert run.query("SELECT count(*), count(error) FROM requests") == [(done, 0)], "some requests failed"
+            ours, wrks = per_cpu_s(scenario, url, Path(folder)), wrk_per_cpu_s(url, duration_s)
             if turn >= 0:  # the first one warms up
-                figures = {"requests_per_s": done / duration_s, "requests_per_cpu_s": ours}
+                figures = {"requests_per_cpu_s": ours}
                 if wrks is not None:
                     figures |= {"wrk_requests_per_cpu_s": wrks, "requests_per_cpu_s_vs_wrk": ours / wrks}
                 runs.append(figures)
     by = "requests_per_cpu_s" if wrks is None else "requests_per_cpu_s_vs_wrk"
     return best_of(runs, by, most=True)
+
+
+def per_cpu_s(scenario: Scenario, url: str, folder: Path) -> float:
+    """Requests per CPU-second of this process from connecting to the last record on disk."""
+    run = create_run(folder, scenario.name)
+    before_s = time.process_time()
+    done = uvloop.run(drive(scenario, url, run)).requests
+    cpu_s = time.process_time() - before_s
+    assert run.query("SELECT count(*), count(error) FROM requests") == [(done, 0)], "some requests failed"
+    return done / cpu_s
 
 
 def histogram() -> dict[str, object]:
@@ -161,7 +160,7 @@ def histogram() -> dict[str, object]:
     return best_of(runs, "ns_per_record")
 
 
-def wrk(url: str, duration_s: float) -> float | None:
+def wrk_per_cpu_s(url: str, duration_s: float) -> float | None:
     """Requests per CPU-second of wrk under the same load; None when it is not installed."""
     program = shutil.which("wrk")
     if program is None:
@@ -184,92 +183,6 @@ def measured(scenario: Scenario, url: str) -> tuple[list[float], ScenarioInfo]:
         requests = run.query("SELECT ended_s - intended_s, error FROM requests")
         assert not any(error for _, error in requests), "some requests failed"
         return [latency_s for latency_s, _ in requests], info
-
-
-@contextlib.contextmanager
-def server(delay_s: float, *, stalls: bool) -> Iterator[str]:
-    """A server in its own process; answers `delay_s` after the request, or at the end of a stall."""
-    command = [sys.executable, "-m", "benchmarks.load", "--serve", str(delay_s), str(int(stalls))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
-            process.terminate()
-
-
-def ask(url: str) -> list[float]:
-    """The server's own record: seconds from a whole request to its answer. Asking clears it."""
-    import urllib.request
-
-    with urllib.request.urlopen(f"{url}/truth") as reply:  # noqa: S310
-        return msgspec.json.decode(reply.read(), type=list[float])
-
-
-class Truth(asyncio.Protocol):
-    """A server's connection that does little: every request without a body is answered `delay_s` later, in order.
-
-    Work that would end within a stall is finished after it, as in a paused process. One timer for all connections.
-    """
-
-    delay_s = 0.0
-    stalls = False
-    first_s: float | None = None
-    waiting: ClassVar[deque[tuple[float, float, asyncio.Transport]]] = deque()  # ready, arrived, whom to answer
-    residence: ClassVar[list[float]] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop, as is the next."""
-        self.transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Note when it came and when it is to be answered."""
-        arrived_s = time.monotonic()
-        assert data.endswith(b"\r\n\r\n"), "a request in pieces"
-        if data.startswith(b"GET /truth"):
-            record = msgspec.json.encode(self.residence)
-            self.residence.clear()
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(record), record))
-            return
-        if Truth.first_s is None:
-            Truth.first_s = arrived_s
-        ready_s = self.stall_end(self.stall_end(arrived_s) + self.delay_s)
-        self.waiting.append((ready_s, arrived_s, self.transport))
-        if len(self.waiting) == 1:
-            asyncio.get_running_loop().call_later(ready_s - arrived_s, self.answer)
-
-    def stall_end(self, now_s: float) -> float:
-        """When the stall that `now_s` falls into ends; `now_s` outside one. The last second of every ten stalls."""
-        if not self.stalls:
-            return now_s
-        phase_s = (now_s - cast("float", self.first_s)) % STALL_EVERY_S
-        return now_s + STALL_EVERY_S - phase_s if phase_s >= STALL_EVERY_S - STALL_S else now_s
-
-    def answer(self) -> None:
-        """Answer whatever is ready, and come back for the next."""
-        waiting, now_s = self.waiting, time.monotonic()
-        while waiting and waiting[0][0] <= now_s:
-            _, arrived_s, transport = waiting.popleft()
-            now_s = time.monotonic()
-            transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-            self.residence.append(now_s - arrived_s)
-        if waiting:
-            asyncio.get_running_loop().call_later(max(0.0, waiting[0][0] - now_s), self.answer)
-
-
-async def be_server(delay_s: float, *, stalls: bool) -> None:
-    pin(1)
-    Truth.delay_s, Truth.stalls = delay_s, stalls
-    listening = await asyncio.get_running_loop().create_server(Truth, "127.0.0.1", 0, backlog=4096)
-    print(listening.sockets[0].getsockname()[1], flush=True)
-    await listening.serve_forever()
-
-
-def pin(cpu: int) -> None:
-    """Keep this process on one core, so that server and generator do not share one."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cpus) > cpu:
-        os.sched_setaffinity(0, {cpus[cpu]})
 
 
 if __name__ == "__main__":

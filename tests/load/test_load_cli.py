@@ -1,6 +1,7 @@
 """`paceline load` as a user meets it: figures, one clear sentence each for what can go wrong, exit codes."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from tests.patience import PATIENCE_S
 
 from paceline.cli import main
+from paceline.cli.load_view import fitting_mode
 from paceline.model.run import COMPLETE, PARTIAL
 from paceline.store.folder import create_run, open_run
 from paceline.wire.http import HttpRequest, Reply
@@ -75,7 +77,7 @@ def test_figures_go_to_stdout_and_the_run_is_kept(tmp_path: Path, url: str, caps
     run = open_run(only_run(tmp_path))
     assert run.info.state == COMPLETE
     assert len(run.requests("demo")) == 60
-    assert f"paceline diagnose {run.path}" in said.out
+    assert f"paceline report {run.path}" in said.out
 
 
 def test_json_is_one_object_with_all_figures(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,3 +288,29 @@ def test_a_port_that_accepts_and_never_answers_is_a_timeout(tmp_path: Path, caps
         code = load(tmp_path, f"http://127.0.0.1:{port}", "--users", "1", "--requests", "2", "--timeout", "0.03")
     assert code == 1
     assert "2 x timeout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "is_quiet", "mode"),
+    [
+        ({"TERM": "xterm"}, True, False, "live"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False, "live"),
+        ({"TERM": "xterm", "CI": "true"}, True, False, "plain"),
+        ({"TERM": "xterm", "CI": "false"}, True, False, "live"),
+        ({"TERM": "dumb"}, True, False, "plain"),
+        ({"TERM": "xterm"}, False, False, "plain"),
+        ({"TERM": "xterm"}, True, True, "none"),
+    ],
+)
+def test_what_is_shown_suits_where_it_is_shown(
+    environment: dict[str, str], is_terminal: bool, is_quiet: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    for name in ("TERM", "CI", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fitting_mode(Stream(), is_quiet=is_quiet) == mode

@@ -11,8 +11,8 @@ from paceline.load.gates import MET, MISSED, NOT_KNOWN, Gate, judge, parse_objec
 from paceline.load.junit import junit_xml
 from paceline.model.figures import METRICS, Figures
 from paceline.model.request import Request
-from paceline.model.run import RunInfo, ScenarioInfo
-from paceline.trace.data import RunData
+from paceline.model.run import ScenarioInfo
+from paceline.trace.figures import figures_of
 
 FIGURES = Figures(
     requests=600, duration_s=60.0, p95_s=2.412, p95_interval_s=(2.2, 2.63), success_ratio=0.99, memory_verdict="leak"
@@ -107,15 +107,15 @@ def options(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def driven() -> list[tuple[ScenarioInfo, RunData]]:
-    """100 requests, each took 0.01 s longer than the one before; one in ten failed."""
+def judge_driven(args: argparse.Namespace) -> int:
+    """The outcome over 100 requests, each took 0.01 s longer than the one before; one in ten failed."""
     requests = [
         Request(index=i, scenario="demo", endpoint="GET /", trace_id=f"{i}", intended_s=float(i), started_s=float(i),
                 ended_s=i + 0.01 * (i + 1), status=503 if i % 10 == 0 else 200, error=None if i % 10 else "status")
         for i in range(100)
     ]  # fmt: skip
     info = ScenarioInfo(name="demo", model="open", rate_per_s=1.0)
-    return [(info, RunData(RunInfo(id="r", name="demo", paceline="0", start_ns=0), requests, [], []))]
+    return load_gates.judge(args, [info], {"demo": figures_of(requests, [], [], bounds=load_gates.bounds_asked(args))})
 
 
 def test_the_command_prints_every_gate_and_names_the_failed(
@@ -125,7 +125,7 @@ def test_the_command_prints_every_gate_and_names_the_failed(
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     words = ("--objective", "p95_s<0.5", "--objective", "success_ratio>=90%", "--objective", "should p50_s<0.1")
-    assert load_gates.judge(options(*words, "--junit", str(junit), "--github-summary"), driven()) == 1
+    assert judge_driven(options(*words, "--junit", str(junit), "--github-summary")) == 1
     said = capsys.readouterr()
     assert "objective p95_s < 0.5: missed with 0.96 (" in said.err
     assert said.err.count("\n") == 1
@@ -139,17 +139,17 @@ def test_the_command_prints_every_gate_and_names_the_failed(
 
 
 def test_gates_that_are_met_are_fine_and_none_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert load_gates.judge(options("--objective", "p95_s<5"), driven()) == 0
+    assert judge_driven(options("--objective", "p95_s<5")) == 0
     capsys.readouterr()
-    assert load_gates.judge(options(), driven()) == 0
+    assert judge_driven(options()) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_goodput_is_of_the_bounds_asked_or_of_the_objectives(capsys: pytest.CaptureFixture[str]) -> None:
     """90 of 100 succeeded, and of those 45 within half a second: every tenth, from the first, had failed."""
-    assert load_gates.judge(options("--goodput", "latency_s<0.505"), driven()) == 0
+    assert judge_driven(options("--goodput", "latency_s<0.505")) == 0
     assert "demo: goodput 45 % of requests" in capsys.readouterr().out
-    assert load_gates.judge(options("--objective", "p95_s<0.505", "--objective", "goodput_ratio>=50%"), driven()) == 1
+    assert judge_driven(options("--objective", "p95_s<0.505", "--objective", "goodput_ratio>=50%")) == 1
     said = capsys.readouterr()
     assert "answered with latency_s <= 0.505" in said.out
     assert "goodput_ratio >= 50%: missed with 0.45 (n=100)" in said.err

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from collections import Counter
 
 import msgspec
 import pytest
@@ -103,10 +104,24 @@ def test_a_step_a_ramp_and_a_burst_by_hand() -> None:
     assert [round(at_s, 3) for at_s in due[10:20]] == [round(4 + i / 10, 3) for i in range(10)]
 
 
-def test_users_of_a_ramp_start_as_those_of_ramp_s_do() -> None:
-    shaped = stays(visited(crowd(("ramp", 10, 5), ("hold", 10, 5))))
-    plain = stays(Scenario(name="s", users=10, ramp_s=5, duration_s=10))
-    assert shaped == plain == [Stay(i * 0.5, 10) for i in range(10)]
+def test_users_of_a_ramp_come_when_its_level_asks_for_them() -> None:
+    assert stays(visited(crowd(("ramp", 10, 5), ("hold", 10, 5)))) == [Stay(i * 0.5, 10) for i in range(10)]
+
+
+def test_users_start_one_in_each_part_of_the_ramp_and_out_of_step() -> None:
+    """At even distances those a whole number of answers apart would send together for as long as the run lasts."""
+    starts_s = [stay.start_s for stay in stays(Scenario(name="s", users=400, ramp_s=0.5, duration_s=10))]
+    assert [int(at_s / 0.5 * 400) for at_s in starts_s] == list(range(400))
+    phases = Counter(int(at_s % 0.05 / 0.00125) for at_s in starts_s)
+    assert len({round(at_s % 0.05, 6) for at_s in starts_s}) > 390
+    assert max(phases.values()) <= 2 * 10
+
+
+def test_the_seed_decides_when_users_start() -> None:
+    def starts(seed: int) -> list[Stay]:
+        return stays(Scenario(name="s", users=5, ramp_s=5, duration_s=10, seed=seed))
+
+    assert starts(1) == starts(1) != starts(2)
 
 
 def test_who_comes_for_a_burst_leaves_after_it() -> None:

@@ -19,9 +19,9 @@ from tests.examples import examples
 
 from paceline.errors import ConfigError, ServiceError
 from paceline.load.driver import Snapshot, drive
+from paceline.load.orders import Result, Trust
 from paceline.load.scenario import Scenario
-from paceline.load.snapshot import Snapshot as Stands
-from paceline.load.workers import Progress, Result, Trust, merged, together
+from paceline.load.workers import merged
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
 from paceline.store.folder import RunFolder, create_run
@@ -167,25 +167,6 @@ def test_merged_health_is_that_of_all_lateness_together(left: list[float], right
     assert info.lag_p99_s == Histogram.of(left + right).quantile(0.99)
     assert info.lag_max_s == max(left + right)
     assert (info.requests, info.processes, info.stopped) == (len(left) + len(right) + 3, 3, "why")
-
-
-def test_snapshots_add_up_at_the_providers_pace() -> None:
-    stands = Stands(
-        scenario="s",
-        elapsed_s=1.0,
-        duration_s=2.0,
-        requests=10,
-        sent=5,
-        done=4,
-        errors=1,
-        rate_per_s=4.0,
-        p50_s=None,
-        p95_s=None,
-    )
-    whole = together([Progress(stands, Histogram.of([0.1] * 4).encode())] * 2, speed=10.0)
-    assert (whole.sent, whole.done, whole.errors, whole.rate_per_s, whole.requests) == (10, 8, 2, 8.0, 10)
-    assert whole.p50_s == pytest.approx(1.0, rel=0.005)
-    assert isinstance(whole, Snapshot)
 
 
 def test_trust_is_the_same_in_another_process() -> None:

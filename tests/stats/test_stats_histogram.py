@@ -51,6 +51,18 @@ def test_quantiles_are_monotone(samples: list[float], a: float, b: float) -> Non
     assert low <= high
 
 
+@given(durations, some)
+def test_what_came_since_a_copy_is_what_was_recorded_after_it(before: list[float], after: list[float]) -> None:
+    histogram = Histogram.of(before)
+    earlier = histogram.copy()
+    for sample in after:
+        histogram.record(sample)
+    new, alone = histogram.since(earlier), Histogram.of(after)
+    assert new.count == alone.count
+    assert new.quantiles([0, 0.5, 0.99]) == pytest.approx(alone.quantiles([0, 0.5, 0.99]), rel=0.01, abs=2e-9)
+    assert earlier == Histogram.of(before)
+
+
 @given(durations)
 def test_a_saved_histogram_comes_back_equal(samples: list[float]) -> None:
     histogram = Histogram.of(samples)

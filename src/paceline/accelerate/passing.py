@@ -41,6 +41,9 @@ class PassedOn(Pending[Reply]):
         if answer is None:
             self._ready()
             return
+        if answer.stream:
+            self._ready(_as_it_comes(answer))
+            return
         try:
             reply = _whole(answer, answer.whole_now(), request, record)
         except Exception as error:  # noqa: BLE001 - raised where it is awaited: here it would break the connection
@@ -57,7 +60,7 @@ async def pass_on(sent: Awaitable[Answer | PartOfBatch], request: HttpRequest, r
     try:
         answer = await sent
         if answer.stream or not answer.is_small:
-            return Reply(answer.status, to_client(answer.headers, b"bypass", length=True), answer)
+            return _as_it_comes(answer)
         body = await answer.whole()
     except FAILURES as error:
         dialect = dialect_for(record.path, request.headers)
@@ -69,6 +72,10 @@ async def pass_on(sent: Awaitable[Answer | PartOfBatch], request: HttpRequest, r
         record.finish(error_name(error))
         raise
     return _whole(answer, body, request, record)
+
+
+def _as_it_comes(answer: Answer | PartOfBatch) -> Reply:
+    return Reply(answer.status, to_client(answer.headers, b"bypass", length=True), answer)
 
 
 def _whole(answer: Answer | PartOfBatch, body: bytes, request: HttpRequest, record: CallRecord) -> Reply:

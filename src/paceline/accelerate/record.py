@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from paceline.accelerate.asked import Asked, input_tokens
 from paceline.accelerate.caller import Caller
 from paceline.accelerate.cost import cost_usd
@@ -13,6 +15,7 @@ from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
 _SHARED = ("hit", "join")
+_NOTHING_SAID = ReplyInfo()
 
 Listener = Callable[["CallRecord"], None]
 
@@ -27,80 +30,47 @@ class Tape:
         self.pieces: list[bytes] = []
 
 
-class CallRecord:
+class CallRecord(msgspec.Struct, eq=False):
     """One call, from its arrival to its end. `finish` works out usage and cost and tells the listener, once.
 
-    Times are nanoseconds of the clock; 0: it did not come to that.
+    Times are nanoseconds of the clock; 0: it did not come to that. A Struct, for every call makes one.
     """
 
-    __slots__ = (
-        "_listener",
-        "_parts",
-        "_reader",
-        "asked",
-        "attempts",
-        "caller",
-        "clock",
-        "cost_usd",
-        "end_ns",
-        "error",
-        "finished",
-        "first_ns",
-        "headers",
-        "info",
-        "kind",
-        "level",
-        "method",
-        "outcome",
-        "path",
-        "priority",
-        "queued",
-        "retry_after_s",
-        "saved_usd",
-        "sent_ns",
-        "start_ns",
-        "status",
-        "step",
-        "taken",
-        "tape",
-        "traceparent",
-        "usage",
-        "usage_estimated",
-    )
+    _listener: Listener
+    clock: Clock
+    method: str
+    path: str
+    kind: str  # of the model call; "" for anything else
+    traceparent: bytes | None  # W3C, as the caller sent it
+    caller: Caller | None = None
+    priority: int = 0  # in queues; higher goes first
+    step: str | None = None
+    asked: Asked | None = None  # None: not a model call
+    outcome: str = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
+    level: str | None = None  # of the cache that had the answer
+    tape: Tape | None = None  # where calls are recorded with their answers
+    taken: RouteTaken | None = None  # where the call went; None: nowhere
+    attempts: int = 0
+    queued: bool = False  # it waited for a turn or for the provider's limit
+    retry_after_s: float | None = None  # what the provider last asked for
+    status: int = 0
+    headers: Sequence[tuple[bytes, bytes]] = ()  # of the provider's answer
+    info: ReplyInfo = _NOTHING_SAID
+    usage: Usage | None = None
+    usage_estimated: bool = False  # the provider gave no usage, this is our estimate
+    cost_usd: float | None = None  # None: unknown; 0 for what the provider was not asked
+    saved_usd: float | None = None  # what a hit or a join would have cost
+    error: str | None = None  # how it failed: "upstream_timeout", "client_closed", "429"; None: it did not
+    start_ns: int = 0
+    sent_ns: int = 0
+    first_ns: int = 0
+    end_ns: int = 0
+    finished: bool = False
+    _reader: StreamReader | None = None
+    _parts: list[bytes] | None = None
 
-    def __init__(
-        self, listener: Listener, clock: Clock, method: str, path: str, kind: str, traceparent: bytes | None
-    ) -> None:
-        self._listener = listener
-        self._reader: StreamReader | None = None
-        self._parts: list[bytes] | None = None
-        self.clock = clock
-        self.method = method
-        self.path = path
-        self.kind = kind  # of the model call; "" for anything else
-        self.traceparent = traceparent  # W3C, as the caller sent it
-        self.caller: Caller | None = None
-        self.priority = 0  # in queues; higher goes first
-        self.step: str | None = None
-        self.asked: Asked | None = None  # None: not a model call
-        self.outcome = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
-        self.level: str | None = None  # of the cache that had the answer
-        self.taken: RouteTaken | None = None  # where the call went; None: nowhere
-        self.tape: Tape | None = None  # where calls are recorded with their answers
-        self.attempts = 0
-        self.queued = False  # it waited for a turn or for the provider's limit
-        self.retry_after_s: float | None = None  # what the provider last asked for
-        self.status = 0
-        self.headers: Sequence[tuple[bytes, bytes]] = ()  # of the provider's answer
-        self.info = ReplyInfo()
-        self.usage: Usage | None = None
-        self.usage_estimated = False  # the provider gave no usage, this is our estimate
-        self.cost_usd: float | None = None  # None: unknown; 0 for what the provider was not asked
-        self.saved_usd: float | None = None  # what a hit or a join would have cost
-        self.error: str | None = None  # how it failed: "upstream_timeout", "client_closed", "429"; None: it did not
-        self.start_ns = clock.now_ns()
-        self.sent_ns = self.first_ns = self.end_ns = 0
-        self.finished = False
+    def __post_init__(self) -> None:
+        self.start_ns = self.clock.now_ns()
 
     @property
     def streamed(self) -> bool:

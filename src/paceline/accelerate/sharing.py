@@ -246,7 +246,7 @@ class Led(Pending[Reply]):
     def _answered(self) -> None:
         """The provider's answer is whole, or has to be followed in a task."""
         leading, begun = self._leading, self._begun
-        if begun.value is None:
+        if begun.value is None or begun.value.stream:
             leading.flight.start(lambda _: leading.run(begun))
             return
         try:

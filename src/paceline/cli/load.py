@@ -5,6 +5,7 @@ examples:
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --rate 10 --duration 60 --poisson
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --preset burst --objective 'p95_s<2'
   paceline load http://127.0.0.1:8000/chat --bodies questions.jsonl --find-knee 5 --objective 'p95_s<2'
+  paceline load http://127.0.0.1:8000 --locust locustfile.py --users 100 --spawn-rate 10 --duration 60
   paceline load workloads/support --scenario concurrent --speed 5
 """
 
@@ -19,19 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.cli import load_cache, load_gates, load_options, load_watch
+from paceline.cli import load_cache, load_gates, load_locust, load_options, load_view, load_watch
 from paceline.errors import ConfigError, MeasurementError
 
 if TYPE_CHECKING:
-    from paceline.load.driver import Snapshot
+    from paceline.load.driver import Drive, Snapshot
     from paceline.load.knee import Knee
+    from paceline.load.progress import Progress
     from paceline.load.scenario import Scenario
-    from paceline.model.figures import Objective
+    from paceline.model.figures import Figures, Objective
     from paceline.model.run import ScenarioInfo
     from paceline.store.folder import RunFolder
-    from paceline.trace.data import RunData
 
 Work = Callable[[], Coroutine[Any, Any, None]]
+_Shown = tuple["list[ScenarioInfo]", "dict[str, Figures]"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load_options.add_arguments(parser)
     load_gates.add_arguments(parser)
     load_watch.add_arguments(parser)
+    load_view.add_arguments(parser)
     load_cache.add_arguments(parser)
+    load_locust.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Drive, then print; 1 when an objective failed or nothing succeeded, 4 when the generator spoiled the figures."""
-    import uvloop
-
     load_options.check(args)
+    load_locust.check(args)
     if args.presets:
         return _list_presets(args)
     if args.openapi is not None:
         return _draft(args)
+    if args.locust is not None:
+        return _drive_and_judge(_by_locust(args), args)
     if args.target is None:
         msg = "say where to: a URL such as http://127.0.0.1:8000/chat, or a folder with a paceline.toml"
         raise ConfigError(msg)
@@ -60,7 +65,12 @@ def run(args: argparse.Namespace) -> int:
     if not is_url and not Path(args.target).exists():
         msg = f"{args.target} is neither a URL such as http://127.0.0.1:8000/chat nor a folder with a paceline.toml"
         raise ConfigError(msg)
-    driving = _at_url(args) if is_url else _at_application(args)
+    return _drive_and_judge(_at_url(args) if is_url else _at_application(args), args)
+
+
+def _drive_and_judge(driving: "_Driving", args: argparse.Namespace) -> int:
+    import uvloop
+
     try:
         uvloop.run(driving.work())
     except KeyboardInterrupt:
@@ -76,6 +86,7 @@ class _Driving:
         self.folder, self.names = folder, names
         self.objectives: list[Objective] = []
         self.knee: Knee | None = None
+        self.complaint: str | None = None  # of a locustfile
         self.work: Work
 
 
@@ -103,8 +114,7 @@ def _draft(args: argparse.Namespace) -> int:
 def _at_url(args: argparse.Namespace) -> _Driving:
     """Driving scenarios one after the other, or looking for the knee, at a URL."""
     from paceline.load.address import Address
-    from paceline.load.driver import drive
-    from paceline.load.progress import show_progress
+    from paceline.load.snapshot import in_step
     from paceline.store.folder import create_run, open_run
 
     base, scenarios = load_options.scenarios_of(args)
@@ -123,17 +133,48 @@ def _at_url(args: argparse.Namespace) -> _Driving:
     async def work() -> None:
         stopped = None
         with _kept(folder, own) as ended:
-            with load_watch.watching(args, folder), show_progress() as progress:
-                if search is not None:
-                    driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls)
-                else:
-                    for scenario in scenarios:
-                        info = await drive(scenario, base, folder, speed=args.speed, progress=progress, tls=tls)
-                        stopped = stopped or info.stopped
+            async with load_locust.driving(args) as drive:
+                with load_watch.watching(args, folder) as resources, load_view.shown(args, resources) as progress:
+                    if search is not None:
+                        driving.knee = await _find_knee(args, scenarios[0], base, folder, progress, tls, drive)
+                    else:
+                        for number, scenario in enumerate(scenarios, 1):
+                            step = f"scenario {number} of {len(scenarios)}" if len(scenarios) > 1 else ""
+                            tell = in_step(step, progress)
+                            info = await drive(scenario, base, folder, speed=args.speed, progress=tell, tls=tls)
+                            stopped = stopped or info.stopped
             ended(stopped)
 
+    _keep_objectives(folder, args)
     driving.work = work
     return driving
+
+
+def _by_locust(args: argparse.Namespace) -> _Driving:
+    """Running a locustfile."""
+    from paceline.store.folder import create_run, open_run
+
+    load, own = load_locust.load_of(args), args.into is None
+    folder = create_run(args.runs, args.name, command=sys.argv) if own else open_run(args.into)
+    load_locust.check_run(folder.info.speed)
+    driving = _Driving(folder, None if own else [load.name])
+
+    async def work() -> None:
+        with _kept(folder, own) as ended:
+            with load_watch.watching(args, folder) as resources, load_view.shown(args, resources) as progress:
+                stopped, driving.complaint = await load_locust.drive(load, folder, progress)
+            ended(stopped)
+
+    _keep_objectives(folder, args)
+    driving.work = work
+    return driving
+
+
+def _keep_objectives(folder: "RunFolder", args: argparse.Namespace) -> None:
+    """Write them into the run, so that its report can put them again."""
+    bounds = [f"{bound.measure}<{bound.limit_s:g}" for bound in args.goodput]
+    objectives, goodput = [*folder.info.objectives, *args.objective], [*folder.info.goodput, *bounds]
+    folder.update(objectives=objectives, goodput=goodput)
 
 
 @contextlib.contextmanager
@@ -162,12 +203,13 @@ async def _find_knee(
     folder: "RunFolder",
     progress: "Callable[[Snapshot], None]",
     tls: ssl.SSLContext | None,
+    drive: "Drive",
 ) -> "Knee":
     from paceline.load.knee import driven_trials, find_knee
 
     search = load_options.knee_search(args)
     measure = driven_trials(
-        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls
+        scenario, base, folder, search, args.objective, speed=args.speed, progress=progress, tls=tls, drive=drive
     )
     return await find_knee(search, measure)
 
@@ -181,7 +223,6 @@ def _unchecked() -> ssl.SSLContext:
 
 def _at_application(args: argparse.Namespace) -> _Driving:
     """Starting the application recorded (as tune does for its baseline) and driving it."""
-    from paceline.load.progress import show_progress
     from paceline.store.folder import create_run
     from paceline.tune.measure import Bench, measure, prepare
     from paceline.tune.target import load_target
@@ -201,7 +242,7 @@ def _at_application(args: argparse.Namespace) -> _Driving:
 
     async def work() -> None:
         folder = driving.folder
-        with show_progress() as progress:
+        with load_view.shown(args) as progress:
             watch = _Watch(progress)
             bench = Bench(target=target, folder=folder.path, speed=speed, seed=args.seed, golden=[], watch=watch)
             await prepare(bench)
@@ -214,40 +255,37 @@ def _at_application(args: argparse.Namespace) -> _Driving:
 class _Watch:
     """What tune's measuring tells whoever watches, on stderr."""
 
-    def __init__(self, load: "Callable[[Snapshot], None]") -> None:
-        self.load = load
-
-    def step(self, text: str) -> None:
-        """Something that takes a while begins."""
-        print(text, file=sys.stderr)
-
-    note = step
+    def __init__(self, progress: "Progress") -> None:
+        self.load = progress
+        self.step = self.note = progress.note
 
 
-def _show(driving: _Driving, args: argparse.Namespace) -> "list[tuple[ScenarioInfo, RunData]]":
+def _show(driving: _Driving, args: argparse.Namespace) -> "_Shown":
     """Print the figures of every scenario that was driven, or the knee."""
     from paceline.cli.load_table import as_record, print_scenario
-    from paceline.trace.data import RunData
+    from paceline.report.measured import measure_run
 
     folder = driving.folder
     if not folder.path.exists():
-        return []
-    data = RunData(folder.info, folder.requests(), folder.spans(), folder.resources())
+        return [], {}
+    measured = measure_run(folder, load_gates.bounds_asked(args))
     driven = [i for i in folder.info.scenarios if driving.names is None or i.name in driving.names]
-    shown = [(info, data.scenario(info.name)) for info in driven if info.name in data.scenario_names]
+    infos = [info for info in driven if info.name in measured.scenarios]
+    shown = infos, {info.name: measured.scenarios[info.name] for info in infos}
     if args.json:
         record: dict[str, object] = {"run": str(folder.path)}
-        record["scenarios"] = [as_record(*scenario) for scenario in shown]
+        record["scenarios"] = [as_record(info, measured) for info in infos]
         if driving.knee is not None:
             record["knee"] = driving.knee
         print(msgspec.json.encode(record).decode())
         return shown
     if driving.knee is not None:
         print_knee(driving.knee)
-    for scenario in shown if driving.knee is None else ():
-        print_scenario(*scenario)
-    if shown:
-        print(f"recorded in {folder.path}; next: paceline diagnose {folder.path}")
+    for info in infos if driving.knee is None else ():
+        print_scenario(info, measured)
+    if infos:
+        verb = "diagnose" if measured.data.spans else "report"  # without spans there is nothing to diagnose
+        print(f"recorded in {folder.path}; next: paceline {verb} {folder.path}")
     return shown
 
 
@@ -265,21 +303,25 @@ def print_knee(knee: "Knee") -> None:
         print(f"knee: between {knee.rate_per_s:.4g}/s (kept) and {knee.above_per_s:.4g}/s; {knee.why}")
 
 
-def _judge(shown: "list[tuple[ScenarioInfo, RunData]]", driving: _Driving, args: argparse.Namespace) -> int:
+def _judge(shown: "_Shown", driving: _Driving, args: argparse.Namespace) -> int:
     """The exit code, with the reason on stderr."""
     if driving.knee is not None:
         return _judge_knee(driving.knee)
-    code = load_gates.judge(args, shown)
-    for info, data in shown:
-        failed = not any(r.ok for r in data.requests)
+    infos, figures = shown
+    code = load_gates.judge(args, infos, figures)
+    for info in infos:
+        failed = not figures[info.name].success_ratio
         if failed or info.stopped:
             what = "every request failed" if failed else f"stopped early: {info.stopped}"
             print(f"paceline load: scenario {info.name!r}: {what}", file=sys.stderr)
             return 1
-    for info, _ in shown:
+    for info in infos:
         if info.trouble:
             msg = f"{info.trouble}: the figures show it and not only the target. Lower the load or free a core for it"
             raise MeasurementError(msg)
+    if driving.complaint is not None:
+        print(f"paceline load: {driving.complaint}", file=sys.stderr)
+        return 1
     return code
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from paceline.cli import load_view
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args)
     queries = read_queries(args.cache_test)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    result = uvloop.run(run_cache_test(f"{parts.scheme}://{parts.netloc}", path, queries, plan))
+    base = f"{parts.scheme}://{parts.netloc}"
+    with load_view.shown(args) as progress:
+        result = uvloop.run(run_cache_test(base, path, queries, plan, progress=progress))
     if args.json:
         print(msgspec.json.encode(result).decode())
     else:

@@ -11,9 +11,8 @@ from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
     from paceline.load.gates import Gate
-    from paceline.model.figures import Objective
+    from paceline.model.figures import Figures, Objective
     from paceline.model.run import ScenarioInfo
-    from paceline.trace.data import RunData
     from paceline.trace.streaming import Bound
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -46,13 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def judge(
-    args: argparse.Namespace, shown: "Sequence[tuple[ScenarioInfo, RunData]]", objectives: "Sequence[Objective]" = ()
+    args: argparse.Namespace,
+    shown: "Sequence[ScenarioInfo]",
+    figures: "dict[str, Figures]",
+    objectives: "Sequence[Objective]" = (),
 ) -> int:
     """Put the objectives to what was driven, print and write what came out, and return 0 or 1.
 
     Args:
         args: Of the command line.
         shown: The scenarios that were driven.
+        figures: Theirs, with goodput by `bounds_asked`.
         objectives: More of them, such as those of a paceline.toml.
 
     Raises:
@@ -64,11 +67,8 @@ def judge(
     from paceline.load.gates import judge as judge_all
     from paceline.load.junit import junit_xml
     from paceline.report.units import figure
-    from paceline.trace.figures import figures_of
-    from paceline.trace.streaming import bounds_of
 
-    bounds = args.goodput or bounds_of(asked)
-    figures = {i.name: figures_of(d.requests, d.spans, d.resources, info=i, bounds=bounds) for i, d in shown}
+    bounds = bounds_asked(args, objectives)
     gates = judge_all(asked, figures)
     file = sys.stderr if args.json else sys.stdout
     if asked:
@@ -87,6 +87,13 @@ def judge(
     for gate in failed:
         print(f"paceline load: scenario {gate.scenario!r}: objective {gate.sentence}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def bounds_asked(args: argparse.Namespace, objectives: "Sequence[Objective]" = ()) -> "Sequence[Bound]":
+    """What a request must meet to be good: as said, else what the objectives on latency imply."""
+    from paceline.trace.streaming import bounds_of
+
+    return args.goodput or bounds_of([*objectives, *args.objective])
 
 
 class _InCi(argparse.Action):
@@ -144,10 +151,10 @@ def _print(gates: "Sequence[Gate]", file: Any) -> None:
     console.print(table)
 
 
-def _markdown(name: str, shown: "Sequence[tuple[ScenarioInfo, RunData]]", gates: "Sequence[Gate]") -> str:
+def _markdown(name: str, shown: "Sequence[ScenarioInfo]", gates: "Sequence[Gate]") -> str:
     """The gates as a table, and why a run ended early or cannot be trusted."""
     lines = [f"### paceline load: {_cell(name)}", ""]
-    for info, _ in shown:
+    for info in shown:
         for problem in (info.stopped, info.trouble):
             if problem:
                 lines += [f"**{_cell(info.name)}: {_cell(problem)}**", ""]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from paceline.load.progress import Resources
     from paceline.record.sampler import Source
     from paceline.store.folder import RunFolder
 
@@ -26,15 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def watching(args: argparse.Namespace, folder: "RunFolder") -> Iterator[None]:
-    """Sample what the options name into the run, until the block ends; nothing named, nothing done.
+def watching(args: argparse.Namespace, folder: "RunFolder") -> "Iterator[Resources | None]":
+    """Sample what the options name into the run, until the block ends, and give the newest reading.
+
+    Nothing named, nothing done.
 
     Raises:
         ConfigError: two things to watch, somebody else's run, or a target that is not there.
     """
     asked = [args.watch_pid, args.watch_port, args.watch_metrics, args.watch_cgroup]
     if all(value is None for value in asked):
-        yield
+        yield None
         return
     if sum(value is not None for value in asked) > 1:
         msg = "--watch-pid, --watch-port, --watch-metrics and --watch-cgroup exclude each other: give one"
@@ -51,7 +54,7 @@ def watching(args: argparse.Namespace, folder: "RunFolder") -> Iterator[None]:
     sampler.add(_SERVICE, source)
     sampler.start()
     try:
-        yield
+        yield lambda: sampler.latest.get(_SERVICE)
     finally:
         sampler.close()
         spool.close()

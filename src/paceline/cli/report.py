@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             "figures": dict(content.figures),
             "findings": findings,
             "tuning": content.tuning,
+            "objectives": content.load.gates if content.load else [],
+            "errors": content.load.errors if content.load else [],
         }
         print(msgspec.json.encode(record).decode())
         return 0

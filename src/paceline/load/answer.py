@@ -21,7 +21,8 @@ _CACHE_WORD = re.compile(rb"\b(hit|miss|join)\b", re.IGNORECASE)
 class Head(msgspec.Struct, frozen=True, gc=False):
     """What a head says about an answer that fits the short way: framed by its length, kept alive, no stream."""
 
-    answer_bytes: int  # empty line and body
+    prefix: bytes  # the head and the empty line after it
+    whole_bytes: int  # of head and body
     body_bytes: int
     status: int
     cache: int  # place in rows.CACHES
@@ -44,8 +45,7 @@ class Heads:
         if fits and len(data) == end + 4 + answer.body_bytes:
             if len(self.known) >= _KNOWN_HEADS:
                 self.known.clear()
-            size = answer.body_bytes
-            self.known[data[:end]] = Head(4 + size, size, answer.status, answer.cache)
+            self.known[data[:end]] = Head(data[: end + 4], len(data), answer.body_bytes, answer.status, answer.cache)
 
 
 class Answer:

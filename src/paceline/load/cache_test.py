@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ import msgspec
 
 from paceline.errors import UpstreamError
 from paceline.load.queries import Queries
+from paceline.load.snapshot import Snapshot
+from paceline.load.tally import failure
+from paceline.stats.histogram import Histogram
 from paceline.stats.quantiles import quantiles
 from paceline.wire.client import HttpClient, Timeouts
 
@@ -24,6 +28,7 @@ UNIQUE, REPEAT, PARAPHRASE, NEAR_MISS = "unique", "repeat", "paraphrase", "near-
 STREAMS = (UNIQUE, REPEAT, PARAPHRASE, NEAR_MISS)
 HIT, MISS = "hit", "miss"
 _IGNORED = ("id", "created", "created_at", "timestamp", "request_id", "usage", "system_fingerprint")
+_TELL_S = 0.1
 _SEED_STREAM = "seed"  # the questions that later streams repeat, reword and edit
 
 
@@ -162,6 +167,7 @@ async def run_cache_test(
     plan: CacheTestPlan,
     *,
     now_s: Callable[[], float] = time.perf_counter,
+    progress: Callable[[Snapshot], None] | None = None,
 ) -> CacheTestResult:
     """Ask everything, stream after stream, and judge.
 
@@ -169,6 +175,7 @@ async def run_cache_test(
         url: Scheme, host and port. path: What is asked there, query included.
         queries: The questions. plan: How many of which.
         now_s: For tests.
+        progress: Called after every answer, at most ten times a second.
 
     Raises:
         ConfigError: `url` is not one. CancelledError: nothing is kept.
@@ -176,22 +183,72 @@ async def run_cache_test(
     client = HttpClient(url, timeouts=Timeouts(first_byte_s=plan.timeout_s, silence_s=plan.timeout_s))
     results: list[Asked] = []
     try:
-        for stream in plan_asks(queries, plan):
-            results += await _ask_all(client, path, stream, plan, now_s)
+        streams = plan_asks(queries, plan)
+        for number, stream in enumerate(streams, 1):
+            told = _Told(stream, f"cache test, stream {number} of {len(streams)}", progress)
+            results += await _ask_all(client, path, stream, plan, now_s, told)
+            told.tell()
     finally:
         await client.close()
     return judge(results, queries)
 
 
+class _Told:
+    """How one stream goes, for whoever watches."""
+
+    def __init__(self, asks: list[Ask], step: str, progress: Callable[[Snapshot], None] | None) -> None:
+        self._name, self._total, self._step, self._progress = asks[0].stream, len(asks), step, progress
+        self._began_s, self._told_s = time.monotonic(), 0.0
+        self._sent = self._done = 0
+        self._failures: Counter[str] = Counter()
+        self._outcomes: Counter[str | None] = Counter()
+        self._latencies = Histogram()
+
+    def sent(self) -> None:
+        """One more."""
+        self._sent += 1
+
+    def answered(self, asked: Asked) -> None:
+        """Count it, and tell if it is time."""
+        self._done += 1
+        self._latencies.record(asked.latency_s)
+        self._outcomes[asked.cache] += 1
+        if asked.status != 200:
+            self._failures[failure("status", asked.status) if asked.status else "connection"] += 1
+        if time.monotonic() - self._told_s >= _TELL_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Say where it stands."""
+        self._told_s = time.monotonic()
+        if self._progress is not None:
+            self._progress(
+                Snapshot(
+                    scenario=self._name,
+                    step=self._step,
+                    elapsed_s=self._told_s - self._began_s,
+                    requests=self._total,
+                    sent=self._sent,
+                    done=self._done,
+                    failures=dict(self._failures),
+                    hits=self._outcomes[HIT],
+                    misses=self._outcomes[MISS],
+                    latencies=self._latencies.copy(),
+                )
+            )
+
+
 async def _ask_all(
-    client: HttpClient, path: str, asks: list[Ask], plan: CacheTestPlan, now_s: Callable[[], float]
+    client: HttpClient, path: str, asks: list[Ask], plan: CacheTestPlan, now_s: Callable[[], float], told: _Told
 ) -> list[Asked]:
     results: list[Asked | None] = [None] * len(asks)
     waiting = iter(enumerate(asks))
 
     async def user() -> None:
         for place, ask in waiting:
-            results[place] = await _ask(client, path, ask, plan, now_s)
+            told.sent()
+            results[place] = asked = await _ask(client, path, ask, plan, now_s)
+            told.answered(asked)
 
     async with asyncio.TaskGroup() as users:
         for _ in range(min(plan.users, len(asks))):

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable
+from typing import Protocol
 
 from paceline.load.address import Address
 from paceline.load.driving import INTERRUPTED, Driving, add_info
@@ -11,7 +12,23 @@ from paceline.load.workers import drive_together
 from paceline.model.run import ScenarioInfo
 from paceline.store.folder import RunFolder, disk_errors
 
-__all__ = ["INTERRUPTED", "Snapshot", "drive"]
+__all__ = ["INTERRUPTED", "Drive", "Snapshot", "drive"]
+
+
+class Drive(Protocol):
+    """`drive`, or what drives on other machines in its place."""
+
+    async def __call__(
+        self,
+        scenario: Scenario,
+        base_url: str,
+        run: RunFolder,
+        *,
+        speed: float | None = None,
+        progress: Callable[[Snapshot], None] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> ScenarioInfo:
+        """As `drive`."""
 
 
 async def drive(

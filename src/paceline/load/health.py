@@ -42,6 +42,16 @@ class Health:
         return trouble_of(self.lag, self.cpu_ratio, self.wall_s, median_latency_s, achieved)
 
 
+def is_late(lag_p99_s: float, median_latency_s: float | None) -> bool:
+    """So late that latencies show it: by 20 ms, and by a tenth of the median."""
+    return lag_p99_s > max(_LAG_S, _LAG_RATIO * (median_latency_s or 0.0))
+
+
+def is_busy(cpu_ratio: float) -> bool:
+    """Nine tenths of a core, and one event loop has no more than one."""
+    return cpu_ratio > _CPU_RATIO
+
+
 def trouble_of(
     lag: Histogram,
     cpu_ratio: float,
@@ -54,15 +64,14 @@ def trouble_of(
     `achieved`: requests per second that were really sent, and that were asked for.
     """
     lag_s = lag.quantile(0.99) or 0.0
-    is_late = lag_s > max(_LAG_S, _LAG_RATIO * (median_latency_s or 0.0))
-    is_busy = cpu_ratio > _CPU_RATIO and wall_s > 1
-    if not is_late and not is_busy:
+    late, busy = is_late(lag_s, median_latency_s), is_busy(cpu_ratio) and wall_s > 1
+    if not late and not busy:
         return None
     said = []
-    if is_late:
+    if late:
         most_ms = max(lag.max_s, 0.0) * 1e3
         said.append(f"was up to {lag_s * 1e3:.0f} ms late (99th percentile; {most_ms:.0f} ms at most)")
     if achieved is not None and achieved[0] < _ACHIEVED_RATIO * achieved[1]:
         said.append(f"sent {achieved[0]:,.0f} of the {achieved[1]:,.0f} requests/s asked for")
-    said.append(f"used {cpu_ratio:.0%} of a core" + (", all that it can" if is_busy else ""))
+    said.append(f"used {cpu_ratio:.0%} of a core" + (", all that it can" if busy else ""))
     return "the load generator " + " and ".join([", ".join(said[:-1]), said[-1]] if said[:-1] else said)

@@ -8,11 +8,11 @@ from statistics import fmean
 import msgspec
 
 from paceline.errors import ConfigError
-from paceline.load.driver import drive
+from paceline.load.driver import Drive, drive
 from paceline.load.gates import judge
 from paceline.load.parts import require
 from paceline.load.scenario import OPEN, REPLAY, Scenario
-from paceline.load.snapshot import Snapshot
+from paceline.load.snapshot import Snapshot, in_step
 from paceline.model.figures import MUST, Objective
 from paceline.model.request import Request
 from paceline.store.folder import RunFolder
@@ -218,6 +218,7 @@ def driven_trials(
     speed: float | None = None,
     progress: Callable[[Snapshot], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    drive: Drive = drive,
 ) -> Measure:
     """What `find_knee` needs, by driving an open scenario at a target; every trial is a scenario of the run.
 
@@ -232,9 +233,12 @@ def driven_trials(
         msg = f"the knee is a rate: {scenario.name!r} must be an open scenario without shape or trace"
         raise ConfigError(msg)
 
+    before: list[Trial] = []
+
     async def measure(rate_per_s: float, number: int) -> Trial:
         one = trial_scenario(scenario, search, rate_per_s, number)
-        info = await drive(one, base_url, run, speed=speed, progress=progress, tls=tls)
+        tell = None if progress is None else in_step(_step(before, rate_per_s), progress)
+        info = await drive(one, base_url, run, speed=speed, progress=tell, tls=tls)
         requests = [r for r in run.requests(one.name) if r.intended_s >= info.started_s + search.warmup_s]
         figures = figures_of(requests, [], [])
         asked = [msgspec.structs.replace(objective, scenario=one.name) for objective in musts]
@@ -242,12 +246,23 @@ def driven_trials(
         missed = missed or queue_growth(requests)
         if info.stopped is not None:
             missed = f"it stopped early: {info.stopped}"
-        return Trial(
+        trial = Trial(
             rate_per_s=rate_per_s,
             missed=missed,
             trouble=info.trouble,
             requests=len(requests),
             p95_s=figures.p95_s,
         )
+        before.append(trial)
+        return trial
 
     return measure
+
+
+def _step(before: Sequence[Trial], rate_per_s: float) -> str:
+    """`knee, trial 4: 40/s; 20/s kept, 80/s missed`."""
+    kept = max((trial.rate_per_s for trial in before if trial.held), default=None)
+    missed = min((trial.rate_per_s for trial in before if not trial.held), default=None)
+    known = [f"{kept:.4g}/s kept"] if kept is not None else []
+    known += [f"{missed:.4g}/s missed"] if missed is not None else []
+    return f"knee, trial {len(before) + 1}: {rate_per_s:.4g}/s" + ("; " + ", ".join(known) if known else "")

@@ -53,7 +53,7 @@ class Pool:
         self.lines: set[Line] = set()
         self._connector = Connector(address)
         self._readiness, self._heads, self._owner = readiness, heads, owner
-        self._idle: list[Line] = []
+        self.idle: list[Line] = []  # the short way adds to it
         self._opening: set[asyncio.Task[None]] = set()  # awaited by close()
 
     async def warm(self, count: int) -> None:
@@ -78,7 +78,7 @@ class Pool:
 
     def idle_line(self) -> Line | None:
         """A line to begin a request on now, if there is one."""
-        idle = self._idle
+        idle = self.idle
         while idle:
             line = idle.pop()
             if not line.closed:
@@ -106,19 +106,25 @@ class Pool:
         elif self.waiting:
             line.begin(*self.waiting.popleft())
         else:
-            self._idle.append(line)
+            self.idle.append(line)
 
     def drop_idle(self) -> None:
         """Close what is idle."""
-        idle, self._idle = self._idle, []
-        for line in idle:
+        for line in self.idle:
             line.close()
             self.lines.discard(line)
+        self.idle.clear()
 
     def allow(self, count: int) -> None:
         """Let there be this many lines, at least those that are there and at most `limit`."""
         self.allowed = min(self.limit, max(count, 1))
         self._grow()
+
+    def spare(self) -> None:
+        """Open one more, beyond what was allowed: what comes next will find none idle."""
+        if len(self._opening) < _CONNECTING_AT_ONCE and self._count() < self.limit:
+            self.allowed = min(self.limit, max(self.allowed, self._count() + 1))
+            self._opening.add(asyncio.get_running_loop().create_task(self._open_one()))
 
     async def close(self) -> None:
         """Close every line and give up opening more. Requests under way are forgotten."""
@@ -126,7 +132,7 @@ class Pool:
         for line in self.lines:
             line.close()
         self.lines.clear()
-        self._idle.clear()
+        self.idle.clear()
         for task in self._opening:
             task.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
@@ -134,7 +140,7 @@ class Pool:
     def _add(self, connected: socket.socket) -> Line:
         line = Line(connected, self._readiness, self._heads, self._owner)
         self.lines.add(line)
-        self._idle.append(line)
+        self.idle.append(line)
         return line
 
     def _grow(self) -> None:
@@ -145,8 +151,8 @@ class Pool:
     def _count(self) -> int:
         """Lines there are and those being opened. Closed idle ones are only found when they are wanted."""
         count = len(self.lines) + len(self._opening)
-        if count >= self.allowed and any(line.closed for line in self._idle):
-            self._idle = [line for line in self._idle if not line.closed]
+        if count >= self.allowed and any(line.closed for line in self.idle):
+            self.idle[:] = [line for line in self.idle if not line.closed]
             self.lines = {line for line in self.lines if not line.closed}
             count = len(self.lines) + len(self._opening)
         return count
@@ -163,7 +169,7 @@ class Pool:
         else:
             self._opening.discard(task)
             if self.waiting:
-                self._idle.pop()  # the one just added
+                self.idle.pop()  # the one just added
                 line.begin(*self.waiting.popleft(), reused=False)
         finally:
             self._opening.discard(task)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     users: int | None = None
     requests: int | None = None
     duration_s: float | None = None
-    ramp_s: float = 0.0  # users start evenly over this time
+    ramp_s: float = 0.0  # one user starts in each of `users` equal parts of it, at a random moment
     think_s: float = 0.0  # between an answer and the same user's next request
     rate_per_s: float | None = None
     shape: list[Stage] = []  # steps, ramps and bursts; then it says users or rate, and how long
@@ -97,9 +97,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def resolved(self, folder: Path) -> "Scenario":
         """The same scenario with its files as paths that start at `folder`."""
+        return self.moved(lambda name: str(folder / name))
+
+    def moved(self, to: Callable[[str], str]) -> "Scenario":
+        """The same scenario with each path of a file replaced by what `to` makes of it."""
 
         def place(name: str | None) -> str | None:
-            return None if name is None else str(folder / name)
+            return None if name is None else to(name)
 
         return msgspec.structs.replace(
             self,
@@ -107,7 +111,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             mix=[msgspec.structs.replace(e, bodies=place(e.bodies)) for e in self.mix],
             turns=[msgspec.structs.replace(t, bodies=place(t.bodies)) for t in self.turns],
             variables={k: msgspec.structs.replace(v, file=place(v.file)) for k, v in self.variables.items()},
-            trace=self.trace and msgspec.structs.replace(self.trace, path=str(folder / self.trace.path)),
+            trace=self.trace and msgspec.structs.replace(self.trace, path=to(self.trace.path)),
         )
 
     def __post_init__(self) -> None:
@@ -229,6 +233,12 @@ class Question:
 
 def picks(asked: list[Question], scenario: Scenario, rng: random.Random) -> Iterator[Body]:
     """Questions in the scenario's order of picking. Weights count for "uniform" and "zipf"."""
+    if len(asked) == 1 and len(asked[0].variants) == 1:
+        return itertools.repeat(asked[0].variants[0])
+    return _picks(asked, scenario, rng)
+
+
+def _picks(asked: list[Question], scenario: Scenario, rng: random.Random) -> Iterator[Body]:
     if scenario.pick == SEQUENCE:
         order: Iterator[Question] = itertools.cycle(asked)
     else:

@@ -45,6 +45,10 @@ class Drawn:
         del user
         return next(self._bodies, None)
 
+    def some(self, count: int) -> list[Body]:
+        """The next `count`, or what is left of them."""
+        return list(itertools.islice(self._bodies, count))
+
     def answered(self, body: Body, user: int, status: int, headers: Headers, data: bytes) -> Verdict:
         """Nothing follows from it."""
         del body, user, status, headers, data

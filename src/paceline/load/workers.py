@@ -7,23 +7,24 @@ module run as a program (so nothing depends on fork): an Order comes on its stan
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from paceline.errors import ConfigError, InputError, MeasurementError, PacelineError, ServiceError
+from paceline.errors import MeasurementError, PacelineError
 from paceline.load.address import Address
 from paceline.load.driving import INTERRUPTED, Driving, add_info
 from paceline.load.health import trouble_of
+from paceline.load.links import Link, ProcessLink
+from paceline.load.orders import ERRORS, Failed, Message, Order, Progress, Ready, Result, Trust
 from paceline.load.scenario import CLOSED, Scenario
-from paceline.load.snapshot import Snapshot
+from paceline.load.snapshot import Snapshot, together
 from paceline.load.source import Share
 from paceline.model.run import ScenarioInfo
 from paceline.stats.histogram import Histogram
@@ -31,74 +32,14 @@ from paceline.store.folder import RunFolder, disk_errors, open_run
 
 _START_IN_S = 0.05  # for the word to arrive everywhere
 _STOP_WITHIN_S = 5.0
-_LINE_BYTES = 1 << 22
-_ERRORS = {kind.__name__: kind for kind in (ServiceError, ConfigError, InputError, MeasurementError)}
+Hire = Callable[[Order], Awaitable[Link]]
 
 
-class Trust(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be told of a TLS context to another process: whom to trust beside the system's authorities."""
-
-    verify: bool
-    check_hostname: bool
-    authorities: str  # PEM
-
-    @classmethod
-    def of(cls, tls: ssl.SSLContext) -> "Trust":
-        """Of a context; client certificates stay behind."""
-        pem = "".join(map(ssl.DER_cert_to_PEM_cert, tls.get_ca_certs(binary_form=True)))
-        return cls(verify=tls.verify_mode != ssl.CERT_NONE, check_hostname=tls.check_hostname, authorities=pem)
-
-    def context(self) -> ssl.SSLContext:
-        """A context that does the same."""
-        tls = ssl.create_default_context()
-        if self.authorities:
-            tls.load_verify_locations(cadata=self.authorities)
-        tls.check_hostname = self.check_hostname
-        if not self.verify:
-            tls.verify_mode = ssl.CERT_NONE
-        return tls
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is to do."""
-
-    scenario: Scenario
-    base_url: str
-    run: str
-    speed: float
-    part: int
-    of: int
-    trust: Trust | None
-
-
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Connected and warm; waits for the start."""
-
-
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Where the worker stands, and all its latencies so far."""
-
-    snapshot: Snapshot
-    latencies: bytes
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """It could not begin or go on."""
-
-    kind: str
-    message: str
-
-
-class Result(msgspec.Struct, frozen=True, tag=True):
-    """It is over."""
-
-    info: ScenarioInfo
-    latencies: bytes
-    lag: bytes
-    wall_s: float
-
-
-Message = Ready | Progress | Failed | Result
+async def hire_here(order: Order) -> Link:
+    """A worker process of this machine."""
+    link = await ProcessLink.start(order.part, order.of)
+    link.tell(msgspec.json.encode(order).decode())
+    return link
 
 
 async def drive_together(
@@ -110,16 +51,19 @@ async def drive_together(
     speed: float,
     progress: Callable[[Snapshot], None] | None = None,
     tls: ssl.SSLContext | None = None,
+    hire: Hire = hire_here,
+    start_in_s: float = _START_IN_S,
 ) -> ScenarioInfo:
     """Drive a scenario with several processes and return what they did together; as `drive` in every other respect.
 
+    `hire` gives each its order, on whatever machine; `start_in_s` is how long the word to start needs to be everywhere.
     A worker that dies ends the scenario early: its load is missing. What it had recorded is kept.
     """
     address = Address.parse(base_url, tls)
     most = scenario.users if scenario.model == CLOSED else scenario.requests
     count = min(processes, most or processes)
     trust = Trust.of(address.tls) if tls is not None and address.tls is not None else None
-    crew = _Crew(progress)
+    crew = _Crew(progress, hire)
     try:
         for part in range(count):
             order = Order(
@@ -132,7 +76,7 @@ async def drive_together(
                 trust=trust,
             )
             await crew.hire(order)
-        await crew.all_ready()
+        await crew.all_ready(start_in_s)
         await crew.work()
     except asyncio.CancelledError:
         crew.stop(INTERRUPTED)
@@ -143,7 +87,7 @@ async def drive_together(
         raise
     finally:
         await crew.dismiss()
-        info = crew.info()
+        info = crew.info() or _salvaged(scenario, run, crew.stopped, count)
         if info is not None and info.requests:
             add_info(run, info)
     if info is None:
@@ -152,61 +96,64 @@ async def drive_together(
     return info
 
 
-class _Worker:
-    """One process, as seen from outside."""
+def _salvaged(scenario: Scenario, run: RunFolder, stopped: str | None, processes: int) -> ScenarioInfo | None:
+    """From what workers left on disk of whom none has finished; None when there is nothing."""
+    kept = run.requests(scenario.name) if stopped is not None else []
+    if not kept:
+        return None
+    return ScenarioInfo(
+        name=scenario.name,
+        model=scenario.model,
+        users=scenario.users,
+        ramp_s=scenario.ramp_s,
+        think_s=scenario.think_s,
+        rate_per_s=scenario.rate_per_s,
+        arrivals=scenario.arrivals,
+        cv=scenario.cv,
+        requests=len(kept),
+        seed=scenario.seed,
+        timeout_s=scenario.timeout_s,
+        started_s=min(request.intended_s for request in kept),
+        ended_s=max(request.ended_s for request in kept),
+        processes=processes,
+        stopped=stopped,
+    )
 
-    def __init__(self, process: asyncio.subprocess.Process, order: Order) -> None:
-        self.process, self.order = process, order
+
+class _Worker:
+    """One worker, as seen from outside."""
+
+    def __init__(self, link: Link, order: Order) -> None:
+        self.link, self.order = link, order
         self.is_ready = asyncio.Event()
         self.failed: Failed | None = None
         self.result: Result | None = None
-        self.progress: Progress | None = None
-
-    def tell(self, line: str) -> None:
-        """Write a line to its input; it may be gone."""
-        assert self.process.stdin is not None  # noqa: S101 - it was started with a pipe
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            self.process.stdin.write(line.encode() + b"\n")
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"generator process {self.order.part + 1} of {self.order.of}"
+        self.stands: Snapshot | None = None
 
 
 class _Crew:
     """All workers of a scenario. `dismiss` leaves no process behind."""
 
-    def __init__(self, progress: Callable[[Snapshot], None] | None) -> None:
-        self._progress = progress
+    def __init__(self, progress: Callable[[Snapshot], None] | None, hire: Hire) -> None:
+        self._progress, self._hire = progress, hire
         self._workers: list[_Worker] = []
         self._listening: list[asyncio.Task[None]] = []  # awaited by work() or dismiss()
         self.stopped: str | None = None
 
     async def hire(self, order: Order) -> None:
-        """Start a worker."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "paceline.load.workers",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C reaches us, and we tell them
-        )
-        worker = _Worker(process, order)
+        """Have a worker take an order."""
+        worker = _Worker(await self._hire(order), order)
         self._workers.append(worker)
-        worker.tell(msgspec.json.encode(order).decode())
         self._listening.append(asyncio.create_task(self._listen(worker)))
 
-    async def all_ready(self) -> None:
+    async def all_ready(self, start_in_s: float) -> None:
         """Wait until everybody is; raises what kept one from it."""
         for worker in self._workers:
             await worker.is_ready.wait()
             self._raise_failure(worker)
-        start_s = time.monotonic() + _START_IN_S
+        start_s = time.monotonic() + start_in_s
         for worker in self._workers:
-            worker.tell(f"start {start_s!r}")
+            worker.link.tell(f"start {start_s!r}")
 
     async def work(self) -> None:
         """Wait until everybody has finished; raises what ended one."""
@@ -218,15 +165,12 @@ class _Crew:
         """Tell everybody to send nothing more."""
         self.stopped = self.stopped or reason
         for worker in self._workers:
-            worker.tell(f"stop {reason}")
+            worker.link.tell(f"stop {reason}")
 
     async def dismiss(self) -> None:
         """End what still runs."""
         for worker in self._workers:
-            if worker.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.kill()
-            await worker.process.wait()
+            await worker.link.dismiss()
         for task in self._listening:
             task.cancel()
         await asyncio.gather(*self._listening, return_exceptions=True)
@@ -236,21 +180,19 @@ class _Crew:
         results = [worker.result for worker in self._workers if worker.result is not None]
         if not results:
             return None
-        lost = [worker.progress for worker in self._workers if worker.result is None and worker.progress is not None]
-        return merged(results, [p.snapshot.done for p in lost], len(self._workers), self.stopped)
+        lost = [worker.stands.done for worker in self._workers if worker.result is None and worker.stands is not None]
+        return merged(results, lost, len(self._workers), self.stopped)
 
     async def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None  # noqa: S101 - it was started with a pipe
         try:
-            async for line in worker.process.stdout:
+            async for line in worker.link.lines():
                 self._hear(worker, msgspec.json.decode(line, type=Message))
         finally:
             worker.is_ready.set()
-        code = await worker.process.wait()
+        how = await worker.link.how()
         if worker.result is None and worker.failed is None:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            reason = f"{worker.name} {how}; what it had recorded is kept"
-            if not any(w.result or w.progress for w in self._workers):
+            reason = f"{worker.link.name} {how}; what it had recorded is kept"
+            if not any(w.result or w.stands for w in self._workers):
                 worker.failed = Failed("MeasurementError", reason)
             self.stop(reason)
 
@@ -266,38 +208,20 @@ class _Crew:
                 if message.info.stopped and self.stopped is None:
                     self.stop(message.info.stopped)
             case Progress():
-                worker.progress = message
+                worker.stands = Snapshot.decode(bytes(message.snapshot))
                 if self._progress is not None and worker is self._workers[-1]:
-                    heard = [w.progress for w in self._workers if w.progress is not None]
-                    self._progress(together(heard, worker.order.speed))
+                    self._progress(together([w.stands for w in self._workers if w.stands is not None]))
 
     def _raise_failure(self, worker: _Worker) -> None:
         if worker.failed is not None:
-            raise _ERRORS.get(worker.failed.kind, MeasurementError)(worker.failed.message)
-
-
-def together(parts: Sequence[Progress], speed: float) -> Snapshot:
-    """One snapshot for all workers."""
-    snapshots = [part.snapshot for part in parts]
-    latencies = _all_of(part.latencies for part in parts)
-    first = snapshots[0]
-    p50_s, p95_s = latencies.quantile(0.5), latencies.quantile(0.95)
-    return dataclasses.replace(
-        first,
-        elapsed_s=max(s.elapsed_s for s in snapshots),
-        sent=sum(s.sent for s in snapshots),
-        done=sum(s.done for s in snapshots),
-        errors=sum(s.errors for s in snapshots),
-        rate_per_s=sum(s.rate_per_s for s in snapshots),
-        p50_s=None if p50_s is None else p50_s * speed,
-        p95_s=None if p95_s is None else p95_s * speed,
-    )
+            raise ERRORS.get(worker.failed.kind, MeasurementError)(worker.failed.message)
 
 
 def merged(results: Sequence[Result], lost: Sequence[int], processes: int, stopped: str | None) -> ScenarioInfo:
     """One ScenarioInfo for all workers; `lost`: what those had done of which nothing more was heard."""
     infos = [result.info for result in results]
-    lag, latencies = _all_of(r.lag for r in results), _all_of(r.latencies for r in results)
+    lag = Histogram.merged(Histogram.decode(r.lag) for r in results)
+    latencies = Histogram.merged(Histogram.decode(r.latencies) for r in results)
     cpu_ratio = max(info.generator_cpu_ratio or 0.0 for info in infos)
     achieved_s = [info.achieved_rate_per_s for info in infos if info.achieved_rate_per_s is not None]
     rate_per_s = infos[0].rate_per_s
@@ -321,13 +245,6 @@ def merged(results: Sequence[Result], lost: Sequence[int], processes: int, stopp
     )
 
 
-def _all_of(histograms: Iterable[bytes]) -> Histogram:
-    whole = Histogram()
-    for data in histograms:
-        whole = whole.merge(Histogram.decode(data))
-    return whole
-
-
 # --- the worker's side -----------------------------------------------------------------------------------------------
 
 
@@ -346,7 +263,7 @@ async def _obey(order: Order, orders: asyncio.StreamReader) -> None:
     address = Address.parse(order.base_url, order.trust.context() if order.trust else None)
 
     def tell(snapshot: Snapshot) -> None:
-        _say(Progress(dataclasses.replace(snapshot, p50_s=None, p95_s=None), driving.latencies.encode()))
+        _say(Progress(msgspec.Raw(snapshot.encode())))
 
     with disk_errors(run.path):
         driving = Driving(order.scenario, address, run, order.speed, tell, Share(order.part, order.of))
@@ -374,8 +291,9 @@ async def _stop_when_told(orders: asyncio.StreamReader, driving: Driving) -> Non
 
 def _say(message: Message) -> None:
     data = msgspec.json.encode(message) + b"\n"
-    while data:
-        data = data[os.write(1, data) :]
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the end of our input says so, too
+        while data:
+            data = data[os.write(1, data) :]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,22 @@
 
 import msgspec
 
+from paceline.model.figures import Objective
+
 SCHEMA = 1  # of the run folder; readers accept this and older
 
 COMPLETE = "complete"
 PARTIAL = "partial"  # interrupted; what is there is right but not all of it
 RUNNING = "running"  # still being written, or its writer was killed
+
+
+class Unsent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pacing of users asked for while they waited for an answer, and was never sent."""
+
+    tasks: int
+    p50_s: float  # of the requests recorded and an estimate for each of those together, from the intended start
+    p95_s: float
+    p99_s: float
 
 
 class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,6 +47,9 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     processes: int = 1  # that drove it
     trouble: str | None = None  # why the generator itself spoiled the measurement
     failed_checks: dict[str, int] = {}  # how often each check failed
+    driver: str | None = None  # who sent it, where it was not Paceline itself: "Locust 2.47.0"
+    notes: list[str] = []  # what the figures of such a driver mean, and what they leave out
+    unsent: Unsent | None = None  # None: no user was paced
     stopped: str | None = None  # why it ended early: "interrupted", "50 connection errors in a row"
 
 
@@ -56,3 +70,5 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     scenarios: list[ScenarioInfo] = []
     host: dict[str, str | int | float] = {}
     notes: list[str] = []
+    objectives: list[Objective] = []  # that a load was to meet
+    goodput: list[str] = []  # what a request must meet to count as good: "first_token_s<0.5"

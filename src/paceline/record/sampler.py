@@ -183,6 +183,7 @@ class Sampler:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
+        self.latest: dict[str, ResourceSample] = {}  # by service
 
     def watch(self, service: str, pid: int, *, alone: bool = False) -> None:
         """Add a process tree (`alone`: that process only). A pid that is gone already is ignored."""
@@ -224,6 +225,7 @@ class Sampler:
         for service, tree in trees:
             sample = tree.read(service, self._now_s(), time.monotonic())
             if sample is not None:
+                self.latest[service] = sample
                 self._spool.append(sample)
 
     def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Every function takes plain numbers and returns markup; colours come from the page's CSS."""
+"""Charts that stand still, as inline SVG: plain numbers in, markup out; colours come from the page's CSS."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,6 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 860
-_LEFT = 54  # room for the axis
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A named line: `css` is the class that colours it."""
-
-    label: str
-    css: str
-    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +66,6 @@ def short_s(value: float) -> str:
     return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
 
 
-def distribution(before: Sequence[float], after: Sequence[float], targets: Sequence[tuple[str, float]] = ()) -> Markup:
-    """Share of requests answered within a time, before and after, on a logarithmic time axis.
-
-    Args:
-        before: Latencies in seconds, any order.
-        after: The same for the other run; may be empty.
-        targets: Label and seconds of objectives, drawn as vertical lines.
-    """
-    height, top, bottom = 300.0, 16.0, 262.0
-    axis = LogAxis.over([*before, *after, *(t for _, t in targets)], _LEFT, WIDTH - 16)
-
-    def y(share: float) -> float:
-        return bottom - share * (bottom - top)
-
-    parts = []
-    for share in (0, 0.25, 0.5, 0.75, 0.95, 1):
-        parts.append(_line(_LEFT, y(share), WIDTH - 16, y(share), "grid strong" if share == 0.95 else "grid"))
-        parts.append(_text(_LEFT - 8, y(share) + 4, f"{share * 100:.0f} %", "tick", "end"))
-    for tick in axis.ticks():
-        parts.append(_line(axis.at(tick), top, axis.at(tick), bottom, "grid"))
-        parts.append(_text(axis.at(tick), bottom + 18, short_s(tick), "tick", "middle"))
-    for level, (label, target) in enumerate(sorted(targets, key=lambda t: t[1])):
-        x = axis.at(target)
-        parts.append(_line(x, top, x, bottom, "target"))
-        parts.append(_text(x + 4, bottom - 8 - 14 * level, label, "target-label"))
-    for values, css in ((before, "before"), (after, "after")):
-        if values:
-            parts.append(_steps(sorted(values), axis, y, css))
-    parts.append(_text((WIDTH + _LEFT) / 2, height - 4, "answered within (logarithmic)", "tick", "middle"))
-    return _svg(height, "latency distribution before and after", *parts)
-
-
-def _steps(values: list[float], axis: LogAxis, y: "object", css: str) -> str:
-    n = len(values)
-    keep = range(0, n, max(1, n // 400))
-    points = [(axis.at(values[i]), y((i + 1) / n)) for i in (*keep, n - 1)]  # type: ignore[operator]
-    path = " ".join(f"{x:.1f},{py:.1f}" for x, py in points)
-    return f'<polyline points="{path}" class="curve {css}"/>'
-
-
 @dataclass(frozen=True, slots=True)
 class PhaseMark:
     """One row of the roadmap chart: projected interval and measured value; None where there is none."""
@@ -160,27 +110,6 @@ def roadmap(rows: Sequence[PhaseMark], targets: Sequence[tuple[str, float]] = ()
                 )
             )
     return _svg(height, "P95 of each phase, projected and measured", *parts)
-
-
-def lines(series: Sequence[Series], *, unit: str, label: str) -> Markup:
-    """Values over time from zero, one line a series; x in seconds."""
-    height, top, bottom = 230.0, 14.0, 190.0
-    x_max = max((x for s in series for x, _ in s.points), default=1.0) or 1.0
-    y_max = max((y for s in series for _, y in s.points), default=1.0) * 1.08 or 1.0
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x / x_max * (WIDTH - 16 - _LEFT), bottom - y / y_max * (bottom - top)
-
-    parts = []
-    for value in _round_ticks(y_max):
-        parts.append(_line(_LEFT, at(0, value)[1], WIDTH - 16, at(0, value)[1], "grid"))
-        parts.append(_text(_LEFT - 8, at(0, value)[1] + 4, f"{value:g}", "tick", "end"))
-    parts += [_text(at(value, 0)[0], bottom + 18, f"{value:g} s", "tick", "middle") for value in _round_ticks(x_max)]
-    for s in series:
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in s.points))
-        parts.append(f'<polyline points="{path}" class="curve {s.css}"/>')
-    parts.append(_text(_LEFT, height - 6, f"{unit} over the time of the run", "tick"))
-    return _svg(height, label, *parts)
 
 
 def _round_ticks(top: float) -> list[float]:

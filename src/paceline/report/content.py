@@ -1,6 +1,7 @@
 """What a report says, gathered from a tuning or a run; how it looks is the template's business."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +13,18 @@ from paceline.model.change import describe
 from paceline.model.figures import Figures, Objective
 from paceline.model.finding import Finding
 from paceline.model.request import ResourceSample
-from paceline.model.run import COMPLETE, RunInfo
+from paceline.model.run import COMPLETE, RUNNING, RunInfo
 from paceline.model.tuning import PhaseResult, TuneResult
 from paceline.report import charts, units, waterfalls
+from paceline.report.distribution import within_plot
+from paceline.report.load_part import LoadPart, load_in_words, load_part
+from paceline.report.measured import measure_run
+from paceline.report.plots import CLOCK, MEGABYTES, Axis, Layer, Plot
 from paceline.store.folder import RunFolder, open_run
 from paceline.store.tuning import load_result
 from paceline.trace.data import RunData
-from paceline.trace.figures import figures_of
+from paceline.trace.figures import APP
+from paceline.trace.streaming import parse_bound
 from paceline.trace.tree import Trace, build_traces
 
 NOTHING = Markup("")  # a picture there is no data for
@@ -56,6 +62,8 @@ class Content:
     tuning: TuneResult | None = None
     roadmap: Markup = NOTHING
     distribution: Markup = NOTHING
+    load: LoadPart | None = None
+    has_spans: bool = True
     findings: list[ShownFinding] = field(default_factory=list)
     cost: Markup = NOTHING
     memory: Markup = NOTHING
@@ -73,6 +81,19 @@ _TILES = (
     ("cost per 1,000", "cost_per_1000_usd", False),
     ("memory, peak", "memory_mb", False),
     ("answer quality", "quality_ratio", True),
+)
+_LOAD_TILES = (
+    ("P50", "p50_s", False),
+    ("P95", "p95_s", False),
+    ("P99", "p99_s", False),
+    ("answered a second", "requests_per_s", True),
+    ("answered", "success_ratio", True),
+    ("first token, P95", "first_token_p95_s", False),
+    ("tokens a second", "tokens_per_s", True),
+    ("goodput", "goodput_ratio", True),
+    ("cache hits", "hit_ratio", True),
+    ("cost per 1,000", "cost_per_1000_usd", False),
+    ("memory, peak", "memory_mb", False),
 )
 
 
@@ -110,11 +131,14 @@ def tuning_content(folder: Path) -> Content:
     content.warnings += [f"{p.title or p.name}: {note}" for p in measured for note in p.notes]
     targets = _targets(result, "p95_s")
     content.roadmap = charts.roadmap([_phase_mark(p, name) for p in result.phases], targets)
-    content.distribution = charts.distribution(
-        [r.latency_s for r in first_data.requests],
-        [r.latency_s for r in last_data.requests] if last_data else [],
+    within = within_plot(
+        [
+            ("before", "before", [r.latency_s for r in first_data.requests]),
+            ("after", "after", [r.latency_s for r in last_data.requests] if last_data else []),
+        ],
         targets,
     )
+    content.distribution = within.draw() if within else NOTHING
     traces = build_traces(first_data.spans, first_data.requests)
     left = {(f.rule, f.where.step) for f in result.left}
     content.findings = [
@@ -129,35 +153,45 @@ def tuning_content(folder: Path) -> Content:
 
 
 def run_content(run: RunFolder) -> Content:
-    """One run: its figures, findings, cost and memory."""
-    data = load_data(run)
-    if not data.requests and not data.spans:
+    """One run: its figures, the course of its load, findings, cost and memory."""
+    measured = measure_run(run, [parse_bound(text) for text in run.info.goodput])
+    table, data, figures, by_scenario = measured.table, measured.data, measured.whole, measured.scenarios
+    if not len(table) and not data.spans:
         msg = f"{run.path} is empty: no request and no span was recorded. Send requests while it is recorded"
         raise InputError(msg, path=run.path)
-    figures = figures_of(data.requests, data.spans, data.resources)
     traces = build_traces(data.spans, data.requests)
     content = Content(
         title=run.info.name,
         headline=f"P95 {units.seconds(figures.p95_s)}, mean {units.seconds(figures.mean_s)}",
         subtitle=f"{figures.requests:,} requests in {units.seconds(figures.duration_s)}",
-        tiles=_tiles(figures, None),
-        figures=[
-            (s.name, figures_of(d.requests, d.spans, d.resources))
-            for s in run.info.scenarios
-            for d in [data.scenario(s.name)]
-        ],
+        tiles=_tiles(figures, None, _LOAD_TILES if len(table) else _TILES),
+        figures=list(by_scenario.items()),
+        has_spans=bool(data.spans),
         findings=[_shown(f, traces, gone=None) for f in diagnose(data)],
         facts=_run_facts(run.info),
     )
-    content.distribution = charts.distribution([r.latency_s for r in data.requests], [])
+    if len(table):
+        if words := load_in_words(run.info):
+            content.subtitle = f"{words}, in {units.seconds(figures.duration_s)}"
+        content.load = load_part(run, table, data.requests, by_scenario, data.resources)
+    else:
+        content.memory = _memory(data.resources, [])
     content.cost = _cost(traces, len(data.requests) or len(traces), None, 0)
-    content.memory = _memory(data.resources, [])
-    if run.info.state != COMPLETE:
-        content.warnings.append(f"This run is {run.info.state}: {run.info.reason or 'its writer was stopped'}.")
-    if run.info.speed != 1.0:
-        content.warnings.append(speed_note(run.info.speed))
-    content.warnings += [f"Left out because it is damaged: {p.name}." for p in run.damaged]
+    content.warnings += _warnings(run)
     return content
+
+
+def _warnings(run: RunFolder) -> list[str]:
+    found = []
+    if run.info.state == RUNNING:
+        found.append("This run has no end: it was killed, or is still being written. What is there is right.")
+    elif run.info.state != COMPLETE:
+        found.append(f"This run is {run.info.state}: {run.info.reason or 'no reason was given'}.")
+    found += [f"{s.name} stopped early: {s.stopped}." for s in run.info.scenarios if s.stopped]
+    found += [f"{s.name}: {s.trouble}. Its figures show that, too." for s in run.info.scenarios if s.trouble]
+    if run.info.speed != 1.0:
+        found.append(speed_note(run.info.speed))
+    return found + [f"Left out because it is damaged: {p.name}." for p in run.damaged]
 
 
 def load_data(run: RunFolder) -> RunData:
@@ -190,9 +224,9 @@ def _load_in_words(phase: PhaseResult) -> str:
     return " · ".join(parts)
 
 
-def _tiles(before: Figures, after: Figures | None) -> list[Tile]:
+def _tiles(before: Figures, after: Figures | None, wanted: Sequence[tuple[str, str, bool]] = _TILES) -> list[Tile]:
     tiles = []
-    for label, metric, more_is_better in _TILES:
+    for label, metric, more_is_better in wanted:
         old, new = getattr(before, metric), getattr(after, metric) if after else None
         if old is None and new is None:
             continue
@@ -252,13 +286,18 @@ def _cost(before: list[Trace], requests: int, after: list[Trace] | None, after_r
 
 
 def _memory(before: list[ResourceSample], after: list[ResourceSample]) -> Markup:
-    series = []
-    for samples, label, css in ((before, "before", "before"), (after, "after", "after")):
-        app = [s for s in samples if s.service == "app"]
+    layers = []
+    for samples, label in ((before, "before"), (after, "after")):
+        app = [s for s in samples if s.service == APP]
+        app = app[:: max(1, len(app) // 400)]
         if app:
-            points = [(s.at_s - app[0].at_s, s.rss_bytes / 1e6) for s in app]
-            series.append(charts.Series(label, css, points[:: max(1, len(points) // 400)]))
-    return charts.lines(series, unit="MB", label="memory of the service over time") if series else NOTHING
+            xs = [s.at_s - app[0].at_s for s in app]
+            layers.append(Layer(label=label, css=label, xs=xs, ys=[s.rss_bytes / 1e6 for s in app]))
+    if not layers:
+        return NOTHING
+    x = Axis(low=0.0, high=max(max(layer.xs) for layer in layers) or 1.0, unit=CLOCK)
+    y = Axis.over([y for layer in layers for y in layer.ys if y is not None], MEGABYTES)
+    return Plot(title="Memory over the time of the run", group="memory", x=x, y=y, layers=layers).draw()
 
 
 def _run_facts(info: RunInfo) -> list[tuple[str, str]]:

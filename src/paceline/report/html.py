@@ -1,5 +1,7 @@
-"""The page: one HTML file that opens offline, with no script and nothing fetched."""
+"""The page: one HTML file that opens offline; nothing is fetched, and no script runs but the one that zooms plots."""
 
+import base64
+import hashlib
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,9 +34,13 @@ def render(content: Content) -> str:
     )
     environment.filters.update(
         seconds=units.seconds, percent=units.percent, dollars=units.dollars, mb=units.megabytes, rate=units.rate,
-        error=units.ratio_error, fact=units.fact,
+        error=units.ratio_error, fact=units.fact, clock=units.clock,
     )  # fmt: skip
     environment.globals.update(figure=units.figure, describe=describe)
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    folder = Path(__file__).parent
+    css, script = (folder / "page.css").read_text(encoding="utf-8"), (folder / "plot.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     errors = {e.name: e for e in content.tuning.projection_error.phases} if content.tuning else {}
-    return environment.get_template("page.html.j2").render(c=content, css=css, errors=errors)
+    return environment.get_template("page.html.j2").render(
+        c=content, css=css, errors=errors, script=script, digest=digest
+    )

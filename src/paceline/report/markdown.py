@@ -3,6 +3,7 @@
 from paceline.model.change import describe
 from paceline.report import units
 from paceline.report.content import Content
+from paceline.report.load_part import LoadPart
 
 _ROADMAP = ("p95_s", "mean_s", "requests_per_s", "success_ratio", "hit_ratio", "cost_per_1000_usd", "memory_mb")
 _MET = {True: "met", False: "**missed**", None: "not known"}
@@ -15,6 +16,8 @@ def render(content: Content) -> str:
     lines += _section("Figures", ["", "before", "after"], [[t.label, t.before, t.after or ""] for t in content.tiles])
     if content.tuning:
         lines += _tuning(content)
+    if content.load:
+        lines += _load(content.load)
     lines += ["## Findings", ""]
     for number, shown in enumerate(content.findings, 1):
         f = shown.finding
@@ -27,6 +30,25 @@ def render(content: Content) -> str:
     lines += ["", "## How this was measured", ""]
     lines += [f"- {name}: {value}" for name, value in content.facts]
     return "\n".join(lines) + "\n"
+
+
+def _load(load: LoadPart) -> list[str]:
+    gates = [
+        [g.objective.name, g.objective.level, g.scenario, units.figure(g.objective.metric, g.value), g.outcome]
+        for g in load.gates
+    ]
+    errors = [
+        [e.kind, e.endpoint, f"{e.count:,}", units.clock(e.first_s), units.clock(e.last_s), e.first_trace_id]
+        for e in load.errors
+    ]
+    metrics = ("requests_per_s", "success_ratio", "p50_s", "p95_s", "p99_s", "max_s")
+    rows = [
+        [row.label, f"{row.figures.requests:,}", *(units.figure(m, getattr(row.figures, m)) for m in metrics)]
+        for row in load.endpoints
+    ]
+    lines = _section("Objectives", ["objective", "level", "scenario", "measured", ""], gates)
+    lines += _section("By endpoint", ["", "requests", "a second", "answered", "P50", "P95", "P99", "max"], rows)
+    return lines + _section("Errors", ["error", "endpoint", "how many", "first", "last", "first trace"], errors)
 
 
 def _tuning(content: Content) -> list[str]:

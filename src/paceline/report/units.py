@@ -53,6 +53,15 @@ def ratio_error(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value * 100:+.0f} %"
 
 
+def clock(value_s: float) -> str:
+    """Since a start: `7.2 s`, `3:07`, `1:02:03`."""
+    if value_s < 60:
+        return f"{value_s:.1f} s"
+    whole = round(value_s)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 _BY_SUFFIX = (
     ("_per_1000_usd", dollars),
     ("_mb", megabytes),

@@ -4,10 +4,11 @@ Whole nanoseconds fall into buckets by their power of two and the next 7 bits, s
 value wide, and the middle of it at most 0.4 % off. A record is an append; every 4,096 of them are counted together by
 numpy, three times cheaper than counting each at once in Python. `benchmarks/load.py` measures it.
 """
+# ruff: noqa: SLF001 - histograms look into each other
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -109,15 +110,22 @@ class Histogram:
 
     def merge(self, other: "Histogram") -> "Histogram":
         """A new histogram that answers as one that saw the samples of both."""
-        self._settle()
-        other._settle()  # noqa: SLF001 - the same class, here and below
-        both = Histogram()
-        both._counts = array("Q", map(int.__add__, self._counts, other._counts))  # noqa: SLF001
-        both._count = self._count + other._count  # noqa: SLF001
-        both._sum_s = self._sum_s + other._sum_s  # noqa: SLF001
-        both._min_s = min(self._min_s, other._min_s)  # noqa: SLF001
-        both._max_s = max(self._max_s, other._max_s)  # noqa: SLF001
-        return both
+        return Histogram.merged([self, other])
+
+    @classmethod
+    def merged(cls, parts: "Iterable[Histogram]") -> "Histogram":
+        """A new histogram that answers as one that saw the samples of all."""
+        import numpy as np
+
+        whole = cls()
+        counts = np.frombuffer(whole._counts, dtype=np.uint64)
+        for part in parts:
+            counts += np.frombuffer(part._counted(), dtype=np.uint64)
+            whole._count += part._count
+            whole._sum_s += part._sum_s
+            whole._min_s = min(whole._min_s, part._min_s)
+            whole._max_s = max(whole._max_s, part._max_s)
+        return whole
 
     @property
     def mean_s(self) -> float | None:
@@ -127,26 +135,64 @@ class Histogram:
     def quantile(self, q: float) -> float | None:
         """The q-th quantile in seconds by nearest rank, as `stats.quantiles.quantile`; None when empty.
 
-        At most 0.4 % (or 1 ns) off. About 0.1 ms.
+        At most 0.4 % (or 1 ns) off.
         """
-        if not 0 <= q <= 1:
-            msg = f"q must lie in 0 to 1; got {q}"
+        found = self.quantiles([q])
+        return found[0] if found else None
+
+    def quantiles(self, qs: Sequence[float]) -> list[float]:
+        """Several at the price of one, about 20 us; an empty list when nothing was recorded."""
+        import numpy as np
+
+        if not all(0 <= q <= 1 for q in qs):
+            msg = f"q must lie in 0 to 1; got {', '.join(map(str, qs))}"
             raise ValueError(msg)
         self._settle()
         if not self._count:
-            return None
-        rank = max(1, math.ceil(q * self._count - 1e-9))
-        seen = 0
-        for bucket, count in enumerate(self._counts):
-            seen += count
-            if seen >= rank:
-                return min(max(_middle_ns(bucket) / 1e9, self._min_s), self._max_s)
-        raise AssertionError  # the counts add up to self.count
+            return []
+        ranks = [max(1, math.ceil(q * self._count - 1e-9)) for q in qs]
+        seen = np.cumsum(np.frombuffer(self._counts, dtype=np.uint64))
+        buckets = np.searchsorted(seen, np.array(ranks, dtype=np.uint64))
+        return [min(max(_middle_ns(int(b)) / 1e9, self._min_s), self._max_s) for b in buckets]
+
+    def copy(self) -> "Histogram":
+        """Another one with the same contents."""
+        other = Histogram()
+        other._take(self, array("Q", self._counted()))
+        return other
+
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """What was recorded after `earlier` was copied from this one. Its extremes are those of buckets, not exact."""
+        import numpy as np
+
+        mine, before = (np.frombuffer(h._counted(), dtype=np.uint64) for h in (self, earlier))
+        counts = mine - before
+        new = Histogram()
+        new._take(self, array("Q", counts.tobytes()))
+        new._count -= earlier._count
+        new._sum_s -= earlier._sum_s
+        filled = np.flatnonzero(counts)
+        ends = (_middle_ns(int(filled[0])) / 1e9, _middle_ns(int(filled[-1])) / 1e9) if len(filled) else None
+        new._min_s, new._max_s = ends or (math.inf, -math.inf)
+        new._max_s = min(new._max_s, self._max_s)
+        return new
+
+    def _counted(self) -> "array[int]":
+        self._settle()
+        return self._counts
+
+    def _take(self, other: "Histogram", counts: "array[int]") -> None:
+        self._counts, self._count, self._sum_s = counts, other._count, other._sum_s
+        self._min_s, self._max_s = other._min_s, other._max_s
 
     def encode(self) -> bytes:
         """The histogram as JSON."""
+        import numpy as np
+
         self._settle()
-        counts = [(bucket, count) for bucket, count in enumerate(self._counts) if count]
+        all_counts = np.frombuffer(self._counts, dtype=np.uint64)
+        filled = np.flatnonzero(all_counts)
+        counts = list(zip(filled.tolist(), all_counts[filled].tolist(), strict=True))
         ends = (self._min_s, self._max_s) if self._count else (None, None)
         return msgspec.json.encode(_Saved(1, counts, self._sum_s, *ends))
 

@@ -57,16 +57,21 @@ def quantile_interval(samples: Sequence[float], q: float, confidence: float = 0.
     if not samples or not 0 < q < 1 or not 0 < confidence < 1:
         msg = f"needs samples, q and confidence in (0, 1); got {len(samples)}, {q}, {confidence}"
         raise ValueError(msg)
-    n, tail = len(samples), (1 - confidence) / 2
-    ordered = sorted(samples)
+    n, ordered = len(samples), sorted(samples)
+    low, high = quantile_ranks(n, q, confidence)
+    return Interval(ordered[low - 1] if low >= 1 else -math.inf, ordered[high - 1] if high <= n else math.inf)
+
+
+def quantile_ranks(n: int, q: float, confidence: float = 0.95) -> tuple[int, int]:
+    """Ranks from 1 of the two samples between which `quantile_interval` lies; 0 and n + 1 where there is none."""
+    tail = (1 - confidence) / 2
 
     def at_most(k: int) -> float:  # P(at most k of n samples lie below the true quantile)
         return 1.0 if k >= n else incomplete_beta(n - k, k + 1, 1 - q)
 
     # The low rank is the largest r with P(X <= r - 1) <= tail, the high one the smallest with P(X >= r) <= tail.
     low = _first(0, n, lambda r: at_most(r) > tail)
-    high = _first(1, n + 1, lambda r: 1 - at_most(r - 1) <= tail)
-    return Interval(ordered[low - 1] if low >= 1 else -math.inf, ordered[high - 1] if high <= n else math.inf)
+    return low, _first(1, n + 1, lambda r: 1 - at_most(r - 1) <= tail)
 
 
 def ratio_interval(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> tuple[float, Interval]:

@@ -31,6 +31,7 @@ from paceline.store.spool import TABLES, Spool
 
 if TYPE_CHECKING:
     import duckdb
+    from numpy.typing import NDArray
 
 S = TypeVar("S", bound=msgspec.Struct)
 _PARQUET_MAGIC = b"PAR1"
@@ -112,6 +113,11 @@ class RunFolder:
         """Run SQL over the views `requests`, `spans` and `resources` (times at the provider's pace)."""
         with self._connection() as connection:
             return connection.sql(sql).fetchall()
+
+    def columns(self, sql: str) -> "dict[str, NDArray[Any]]":
+        """As `query`, a numpy array a column; 50 times faster than records. NULLs must be written as something else."""
+        with self._connection() as connection:
+            return connection.sql(sql).fetchnumpy()
 
     def _records(self, table: str, struct: type[S], where: str = "") -> list[S]:
         rows = self.query(f"SELECT to_json(t)::VARCHAR FROM {table} t{where}")

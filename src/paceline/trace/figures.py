@@ -63,8 +63,8 @@ def figures_of_traces(
         success_ratio=ok / len(requests),
         errors=dict(sorted(Counter(_error_name(r) for r in requests if not r.ok).items())),
     )
-    during = [r for r in resources if r.service == APP and start_s <= r.at_s <= end_s]
-    found = _latencies(requests) | _streams(requests) | _spent(traces) | _memory(during, requests_per_s)
+    found = _latencies(requests) | _streams(requests) | _spent(traces)
+    found |= memory_figures(resources, start_s, end_s, requests_per_s)
     if bounds:
         good = sum(is_good(r, bounds) for r in requests)
         found |= {"goodput_ratio": good / len(requests), "goodput_per_s": good / duration_s if duration_s > 0 else None}
@@ -139,10 +139,13 @@ def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
     }
 
 
-def _memory(during: list[ResourceSample], requests_per_s: float | None) -> dict[str, Value]:
+def memory_figures(
+    resources: Sequence[ResourceSample], start_s: float, end_s: float, requests_per_s: float | None
+) -> dict[str, Value]:
+    """Peak, growth and verdict of the service's memory between two times; nothing where it was not sampled."""
+    during = sorted((r for r in resources if r.service == APP and start_s <= r.at_s <= end_s), key=lambda r: r.at_s)
     if not during:
         return {}
-    during = sorted(during, key=lambda r: r.at_s)
     verdict = leak_verdict([r.at_s for r in during], [r.rss_bytes for r in during], requests_per_s=requests_per_s)
     growth = verdict.mb_per_1000_requests
     return {

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import Self, TextIO
 
+from paceline.load.course import Course, Standing
 from paceline.load.driver import Snapshot
 from paceline.load.progress import status_line
 
@@ -15,6 +16,7 @@ class PlainWatch:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._began_s = time.monotonic()
+        self._course = Course()
 
     def __enter__(self) -> Self:
         return self
@@ -36,9 +38,13 @@ class PlainWatch:
         print(text, file=self._out, flush=True)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Print only the last one: logs are read afterwards."""
-        if snapshot.requests is not None and snapshot.done >= snapshot.requests:
-            self.note(f"         {status_line(snapshot)}")
+        """Show the figures so far."""
+        self._show_load(self._course.take(snapshot))
+
+    def _show_load(self, standing: Standing) -> None:
+        """Print only the last ones: logs are read afterwards."""
+        if standing.requests is not None and standing.done >= standing.requests:
+            self.note(f"         {status_line(standing)}")
 
 
 class LiveWatch(PlainWatch):
@@ -75,9 +81,8 @@ class LiveWatch(PlainWatch):
         """Print it above the spinner."""
         self._console.print(text, markup=False)
 
-    def load(self, snapshot: Snapshot) -> None:
-        """Show the load's figures beside the step."""
-        self._show(f"{self._step}  {status_line(snapshot)}")
+    def _show_load(self, standing: Standing) -> None:
+        self._show(f"{self._step}  {status_line(standing)}")
 
     def _show(self, text: str) -> None:
         from rich.text import Text

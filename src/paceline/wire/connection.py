@@ -61,7 +61,7 @@ def encode_request(
     line = line or encode_request_line(method, target, host)
     lines = headers.lines if isinstance(headers, EncodedHeaders) else header_lines(headers)
     if body or method in _WITH_BODY:
-        return b"".join((line, lines, b"content-length: %d\r\n\r\n" % len(body), body))
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (line, lines, len(body), body)
     return line + lines + b"\r\n"
 
 

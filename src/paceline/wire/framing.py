@@ -6,6 +6,7 @@ from http import HTTPStatus
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_OK = _STATUS_LINES[200]
 _KEPT, _LAST = b"\r\n", b"connection: close\r\n\r\n"
 _WITHOUT_BODY = (204, 304)
 
@@ -77,6 +78,10 @@ def encode_whole(
     with_body: bool = True,
 ) -> bytes:
     """An answer that is all here. A list is sent as chunks where the client knows them (`chunks`)."""
+    is_usual = keep_alive and with_body and status == 200 and not isinstance(body, list)
+    if is_usual and isinstance(headers, EncodedHeaders) and not has_header(headers, b"content-length"):
+        assert isinstance(body, bytes)  # noqa: S101 - narrows the type
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (_OK, headers.lines, len(body), body)
     framing = b""
     if isinstance(body, list):
         if chunks:

@@ -8,10 +8,12 @@ from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.wire.client import ClientReply
 from paceline.wire.pending import Pending
 
+_ANY = 1000  # above every status
+
 
 class Begun(Pending[Answer]):
-    """Ready with the answer when all of it came and was no refusal. Anything else - a stream, an error, a large body -
-    is dealt with by `go_on`, in the task of whoever awaits it then."""
+    """Ready with the answer when all of it came and was no refusal; or, where nothing could be done about a failure,
+    when a stream begins. Anything else is dealt with by `go_on`, in the task of whoever awaits it then."""
 
     __slots__ = ("_attempt", "_go_on", "_has_head", "_record", "_reply")
 
@@ -42,22 +44,26 @@ class Begun(Pending[Answer]):
 
     def _heard(self) -> None:
         reply, attempt = self._reply, self._attempt
-        if reply.done:
-            reply.listen(None)
-            if reply.error is None and (reply.status < 400 or attempt is None) and not streams(reply, self._record):
-                self._take_whole(reply, attempt)
+        is_good = reply.error is None and 0 < reply.status < (_ANY if attempt is None else 400)
+        if is_good and not streams(reply, self._record):
+            if reply.done:
+                self._take(reply, attempt, whole=True)
                 return
-        elif not self._has_head and reply.status < 400 and is_small(reply) and not streams(reply, self._record):
-            self._has_head = True  # the rest is on its way
+            if not self._has_head and is_small(reply):
+                self._has_head = True  # the rest is on its way
+                return
+        elif is_good and attempt is None:
+            self._take(reply, None, whole=False)
             return
         reply.listen(None)
         self._ready()
 
-    def _take_whole(self, reply: ClientReply, attempt: Attempt | None) -> None:
+    def _take(self, reply: ClientReply, attempt: Attempt | None, *, whole: bool) -> None:
+        reply.listen(None)
         try:
             if attempt is not None:
                 attempt.answered_whole(reply)
-            answer = Answer(reply, self._record, attempt, body=reply.read_now())
+            answer = Answer(reply, self._record, attempt, body=reply.read_now() if whole else None)
         except Exception as error:  # noqa: BLE001 - raised where it is awaited: here it would break the connection
             self.cancel()
             self._fail(error)

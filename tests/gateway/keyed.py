@@ -13,12 +13,13 @@ from paceline.accelerate.engine import Engine
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.gateway.access_log import AccessLog
-from paceline.gateway.keys import Key, new_key
-from paceline.gateway.keys_door import Door, KeyCaller
-from paceline.gateway.keys_quota import Meter
-from paceline.gateway.keys_table import Table
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_shared import SharedMetrics
+from paceline.gateway.invalidation import drop, nobody_else
+from paceline.gateway.keys.door import Door, KeyCaller
+from paceline.gateway.keys.file import Key, new_key
+from paceline.gateway.keys.quota import Meter
+from paceline.gateway.keys.table import Table
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.shared import SharedMetrics
 from paceline.gateway.pages import Pages
 from paceline.gateway.service import Gateway
 from paceline.wire.client import HttpClient
@@ -95,7 +96,8 @@ async def keyed(
 
         forward = HttpClient(upstream.url)
         engine = Engine(forward, policy, listener=heard)
-        gateway = Gateway(engine, door=door_for(keys, credentials), pages=Pages(SharedMetrics(metrics), log=log))
+        pages = Pages(SharedMetrics(metrics), drop=lambda meant: drop(engine.cache, meant, nobody_else), log=log)
+        gateway = Gateway(engine, door=door_for(keys, credentials), pages=pages)
         server = await serve(gateway.handle, "127.0.0.1", 0)
         client = HttpClient(f"http://127.0.0.1:{server.port}")
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.gateway.builders import COST_USD, PLAIN, SHARING
 from tests.gateway.keyed import bearer, keyed, make
-from tests.gateway.test_gateway_metrics import call
+from tests.gateway.metrics.test_gateway_metrics import call
 from tests.wire.builders import run
 
 from paceline.errors import ConfigError

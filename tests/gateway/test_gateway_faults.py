@@ -56,6 +56,12 @@ async def check_next_call(b: Bench) -> None:
             "upstream_broken",
             id="half-a-chunk",
         ),
+        pytest.param(
+            [ok(COMPLETION, JSON).replace(b"content-length: ", b"content-length: 9", 1), CLOSE],
+            502,
+            "upstream_broken",
+            id="promises-more",
+        ),
         pytest.param([STALL], 504, "upstream_timeout", id="silence"),
         pytest.param([ok(COMPLETION, JSON)[:120], STALL], 504, "upstream_timeout", id="stall-mid-body"),
     ],

@@ -15,7 +15,7 @@ from tests.wire.builders import run, scripted, until
 
 from paceline.errors import ConfigError
 from paceline.gateway.config import check_host
-from paceline.gateway.keys import add_key, new_key
+from paceline.gateway.keys.file import add_key, new_key
 from paceline.store.folder import create_run, open_run
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_policy_file_is_applied(tmp_path: Path) -> None:
         (["--upstream", "nonsense"], 2, "not a server's URL: 'nonsense'"),
         (["--upstream", "http://127.0.0.1:1", "--host", "0.0.0.0"], 2, "refusing to listen on 0.0.0.0"),
         (["--upstream", "http://127.0.0.1:1", "--policy", "/none.toml"], 2, "cannot read the policy /none.toml"),
-        (["--upstream", "http://127.0.0.1:1", "--run", "/none"], 3, "/none is not a run"),
+        (["--upstream", "http://127.0.0.1:1", "--run", "/proc"], 3, "/proc is not a run"),
         (["--upstream", "http://127.0.0.1:1", "--timeout", "0"], 2, "--timeout must be above 0"),
         (["--workers", "0"], 2, "the command line is wrong: workers must be between 1 and 256; got 0"),
         (["--config", "/none.toml"], 2, "cannot read the configuration /none.toml"),

@@ -9,7 +9,7 @@ import pytest
 
 from paceline.cli import _parser
 from paceline.gateway.config import ServerSettings, Sources
-from paceline.gateway.keys import Key, add_key, new_key
+from paceline.gateway.keys.file import Key, add_key, new_key
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
 

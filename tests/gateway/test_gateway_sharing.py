@@ -17,7 +17,7 @@ from tests.gateway.builders import (
     bench,
     delta,
 )
-from tests.wire.builders import CLOSE, STREAM_END, STREAM_HEAD, Step, answer, chunk, ok, run, until
+from tests.wire.builders import CLOSE, STALL, STREAM_END, STREAM_HEAD, Step, answer, chunk, ok, run, until
 
 from paceline.accelerate.cache import CachePolicy
 from paceline.accelerate.policy import Policy
@@ -279,5 +279,60 @@ def test_a_stream_with_usage_knows_its_cost() -> None:
             assert b.spans[0].cost_usd == pytest.approx(COST_USD)
             assert "paceline.tokens_estimated" not in b.spans[0].attributes
             assert b.spans[1].attributes["paceline.saved_usd"] == pytest.approx(COST_USD)
+
+    run(main())
+
+
+@pytest.mark.parametrize("patience", [(), ((b"x-paceline-timeout-s", b"5"),)], ids=["without end", "longer"])
+def test_a_first_callers_short_deadline_is_not_the_others(patience: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Who has more time than the caller that began the call asks again, once for all of them."""
+
+    async def main() -> None:
+        async with bench(scripts=[[STALL], PLAIN], policy=SHARING) as b:
+            hurried = asyncio.create_task(b.say(headers=((b"x-paceline-timeout-s", b"0.2"),)))
+            await until(lambda: len(b.upstream.requests) == 1)
+            others = [asyncio.create_task(b.say(headers=patience)) for _ in range(5)]
+            assert (await hurried)[:2] == (504, "miss")
+            answers = await asyncio.gather(*others)
+            assert [(status, body) for status, _, body in answers] == [(200, COMPLETION)] * 5
+            assert sorted(outcome for _, outcome, _ in answers) == ["join"] * 4 + ["miss"]
+            assert len(b.upstream.requests) == 2
+            assert sorted(span.status for span in b.spans) == ["error"] + ["ok"] * 5
+            await b.settled()
+
+    run(main())
+
+
+def test_a_joiners_own_deadline_is_kept() -> None:
+    """It is told in time, and the call goes on for who began it."""
+
+    async def main() -> None:
+        gate = asyncio.Event()
+        async with bench(gate, *PLAIN, policy=SHARING) as b:
+            first = asyncio.create_task(b.say())
+            await until(lambda: len(b.upstream.requests) == 1)
+            status, outcome, body = await b.say(headers=((b"x-paceline-timeout-s", b"0.05"),))
+            assert (status, outcome) == (504, "join")
+            assert b"no answer began in 0.05 s" in body
+            gate.set()
+            assert await first == (200, "miss", COMPLETION)
+            assert len(b.upstream.requests) == 1
+            await b.settled()
+
+    run(main())
+
+
+def test_a_deadline_no_shorter_than_the_joiners_is_for_all() -> None:
+    """Equal deadlines, as SDKs set them: nobody asks again for the moment by which one came later."""
+
+    async def main() -> None:
+        said = ((b"x-paceline-timeout-s", b"0.2"),)
+        async with bench(STALL, policy=SHARING) as b:
+            first = asyncio.create_task(b.say(headers=said))
+            await until(lambda: len(b.upstream.requests) == 1)
+            second = asyncio.create_task(b.say(headers=said))
+            assert {(await call)[0] for call in (first, second)} == {504}
+            assert len(b.upstream.requests) == 1
+            await b.settled()
 
     run(main())

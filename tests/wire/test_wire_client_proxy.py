@@ -13,7 +13,7 @@ from tests.wire.builders import CLOSE, STALL, STREAM_END, STREAM_HEAD, Step, ans
 from paceline.errors import ConfigError, PacelineError, UpstreamBroken, UpstreamTimeout
 from paceline.wire.client import ClientLimits, HttpClient, Timeouts
 from paceline.wire.clients import Client, client_for, proxy_for
-from paceline.wire.library_client import LibraryClient
+from paceline.wire.library_client import LibraryClient, through_httpx
 
 httpx = pytest.importorskip("httpx")
 
@@ -240,7 +240,7 @@ def test_a_wrong_proxy_is_refused(proxy: str) -> None:
 
 def test_every_error_of_the_library_has_a_home() -> None:
     """Whatever httpx may raise while asking becomes an error of ours."""
-    client = LibraryClient("http://a")
+    client = through_httpx("http://a")
     request = httpx.Request("GET", "http://a")
 
     def kinds(base: type[Exception]) -> list[type[Exception]]:

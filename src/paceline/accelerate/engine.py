@@ -13,7 +13,7 @@ from paceline.accelerate.limits import Limits
 from paceline.accelerate.passing import PassedOn, pass_on
 from paceline.accelerate.policy import Policy
 from paceline.accelerate.prompts.prefix import PrefixWatch
-from paceline.accelerate.record import CallRecord, Listener
+from paceline.accelerate.record import CallRecord, Listener, Tape
 from paceline.accelerate.replay import Replays
 from paceline.accelerate.routing.begun import Begun
 from paceline.accelerate.routing.make import make_dispatcher
@@ -39,6 +39,7 @@ class Engine:
         takes_over: An engine that is to be closed: its cache goes on in this one, if both want the same.
         beside: An engine of the same policy whose cache and calls under way this one shares; it is closed last.
         detail: The listener wants to know the parts of each prompt, as spans tell them; costs 10 to 20 us a new call.
+        tapes: Records of calls hold request and answer, see `recorded`.
         speed: A simulated provider runs that many times faster; the policy's seconds are at its real pace.
 
     Raises:
@@ -55,6 +56,7 @@ class Engine:
         beside: "Engine | None" = None,
         listener: Listener | None = None,
         detail: bool = False,
+        tapes: bool = False,
         clock: Clock | None = None,
         speed: float = 1.0,
     ) -> None:
@@ -77,6 +79,7 @@ class Engine:
         self.flights: SingleFlight | None = flights if policy.single_flight else None
         self._shared = SharedCalls(self.sender, self.flights, self.cache)
         self._replays = Replays()
+        self._tapes = tapes
 
     def handle(self, request: HttpRequest, caller: Caller | None = None) -> Outcome:
         """Answer one request; `caller` where it is known who asks."""
@@ -92,6 +95,8 @@ class Engine:
         if said.priority or caller is not None:  # a caller with a key may step back, not forward
             record.priority = said.priority if caller is None else caller.priority + min(0, said.priority)
         asked = record.asked = self._reader.read(said, request.target, request.body, caller)
+        if self._tapes:
+            record.tape = Tape(request)
         key = asked.key
         if key is None or said.mode == BYPASS:
             return self._pass(request, record)
@@ -99,7 +104,7 @@ class Engine:
             found = self.cache.peek(key) if self.cache is not None else None
             if found is not None:
                 return self._hit(found, key, request, said, record)
-            joined = self._shared.join(key, record)
+            joined = self._shared.join(request, key, said, record)
             if joined is not None:
                 return joined
         return self._shared.lead(request, key, said, record)

@@ -39,6 +39,12 @@ class Follower:
         """The caller is gone, or has everything."""
         self.end("client_closed")
 
+    def withdraw(self) -> None:
+        """Leave the call and tell nobody: the caller is served otherwise."""
+        if not self._over:
+            self._over = True
+            self._flight.leave()
+
     def end(self, error: str | None) -> None:
         """Leave the call; a joined one tells its record."""
         if self._over:

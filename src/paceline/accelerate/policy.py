@@ -65,4 +65,4 @@ def load_policy(path: Path) -> Policy:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         msg = f"the policy {path} is wrong: {error}"
         raise ConfigError(msg) from error
-    return policy
+    return msgspec.structs.replace(policy, routing=policy.routing.in_folder(path.parent.resolve()))

@@ -10,6 +10,7 @@ from paceline.accelerate.cost import cost_usd
 from paceline.accelerate.routing.taken import RouteTaken
 from paceline.clock import Clock
 from paceline.wire.call import COUNT, LLM, ReplyInfo, StreamReader, Usage
+from paceline.wire.http import HttpRequest
 from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
@@ -17,6 +18,16 @@ _SHARED = ("hit", "join")
 _NOTHING_SAID = ReplyInfo()
 
 Listener = Callable[["CallRecord"], None]
+
+
+class Tape:
+    """The request as it came and the answer's bytes, of a call that is recorded with them."""
+
+    __slots__ = ("pieces", "request")
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.request = request
+        self.pieces: list[bytes] = []
 
 
 class CallRecord(msgspec.Struct, eq=False):
@@ -37,6 +48,7 @@ class CallRecord(msgspec.Struct, eq=False):
     asked: Asked | None = None  # None: not a model call
     outcome: str = "bypass"  # "hit", "join", "miss" where answers are shared; "refresh": made anew for nobody
     level: str | None = None  # of the cache that had the answer
+    tape: Tape | None = None  # where calls are recorded with their answers
     taken: RouteTaken | None = None  # where the call went; None: nowhere
     attempts: int = 0
     queued: bool = False  # it waited for a turn or for the provider's limit
@@ -80,6 +92,8 @@ class CallRecord(msgspec.Struct, eq=False):
 
     def saw(self, data: bytes) -> None:
         """A piece of the answer's body passes."""
+        if self.tape is not None:
+            self.tape.pieces.append(data)
         if not self.first_ns:
             self.first_ns = self.clock.now_ns()
         if self._reader is not None:

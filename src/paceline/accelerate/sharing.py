@@ -9,18 +9,23 @@ from paceline.accelerate.follower import Follower
 from paceline.accelerate.headers import to_client, to_store
 from paceline.accelerate.passing import FAILURES
 from paceline.accelerate.record import CallRecord
+from paceline.accelerate.recorded import split_events
 from paceline.accelerate.replay import usd
 from paceline.accelerate.routing.answer import Answer
 from paceline.accelerate.routing.begun import Begun
+from paceline.accelerate.routing.deadline import PATIENCE, patience_of
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import PartOfBatch, Sender
 from paceline.accelerate.single_flight import Flight, SingleFlight
+from paceline.errors import Overloaded, UpstreamBroken, UpstreamTimeout
+from paceline.wire.client import ClientLimits
 from paceline.wire.framing import EncodedHeaders
 from paceline.wire.http import HttpRequest, Outcome, Reply
 from paceline.wire.pending import Pending
 
 _CLIENT_CLOSED = error_name(asyncio.CancelledError())
 _REFRESHED = "refresh"
+MOST_BYTES = ClientLimits().body_bytes  # of one answer: all of it is held for who comes later
 _OUTCOME = (b"miss", b"join")  # of a caller who did not, and who did, join another's call
 
 
@@ -41,15 +46,16 @@ class SharedCalls:
     def __len__(self) -> int:
         return len(self._refreshing) + (len(self.flights) if self.flights is not None else 0)
 
-    def join(self, key: bytes, record: CallRecord) -> Awaitable[Reply] | None:
+    def join(self, request: HttpRequest, key: bytes, said: Directives, record: CallRecord) -> Awaitable[Reply] | None:
         """The reply of an equal call under way; None: there is none to join."""
         flight = self.flights.get(key) if self.flights is not None else None
-        return None if flight is None else _follow(flight, record, joined=True)
+        return None if flight is None else self._join(flight, request, key, said, record)
 
     def lead(self, request: HttpRequest, key: bytes, said: Directives, record: CallRecord) -> Outcome:
         """Make the call that others may join. It runs by itself and tells `record` itself."""
         record.outcome = "miss"
         flight = self.flights.begin(key) if self.flights is not None else Flight()
+        flight.asked_by = request.headers
         leading = _Leading(self.cache, flight, request, key, said, record)
         if self.cache is None or not self.cache.asks_far:
             led = self._lead_now(leading)
@@ -71,6 +77,38 @@ class SharedCalls:
         for flight in list(self._refreshing.values()):
             flight.give_up()
         await asyncio.sleep(0)
+
+    async def _join(
+        self, flight: Flight, request: HttpRequest, key: bytes, said: Directives, record: CallRecord
+    ) -> Reply:
+        """Follow a call under way. Its first caller's deadline is not this one's: see `_outlasts`."""
+        limit_s = patience_of(request.headers).limit_s
+        given_s = patience_of(flight.asked_by).limit_s
+        if limit_s is None and given_s is None:
+            return await _follow(flight, record, joined=True)
+        began_s = asyncio.get_running_loop().time()
+        follower = Follower(flight, record)
+        try:
+            async with asyncio.timeout(limit_s):
+                await flight.head()
+        except TimeoutError:
+            error = UpstreamTimeout(
+                f"no answer began in {limit_s:g} s", target="", phase="total", limit_s=limit_s or 0.0
+            )
+            follower.end(error_name(error))
+            assert record.asked is not None  # noqa: S101 - only model calls are shared
+            return error_reply(error, b"join", record.asked.dialect)
+        except FAILURES as error:
+            left_s = None if limit_s is None else limit_s - (asyncio.get_running_loop().time() - began_s)
+            if _outlasts(left_s, given_s, error):
+                follower.withdraw()
+                again = _with_patience(request, left_s)
+                outcome = self.join(again, key, said, record) or self.lead(again, key, said, record)
+                return outcome if isinstance(outcome, Reply) else await outcome
+        except BaseException as error:
+            follower.end(error_name(error))
+            raise
+        return await _followed(flight, follower, record, joined=True)
 
     def _lead_now(self, leading: "_Leading") -> Outcome | None:
         """Lead without a task as long as that goes well; None where there is something to wait for first."""
@@ -145,7 +183,12 @@ class _Leading:
             answer = await sent
             try:
                 flight.begin(answer.status, answer.headers, stream=answer.stream)
+                size = 0
                 async for piece in answer:
+                    size += len(piece)
+                    if size > MOST_BYTES:
+                        msg = f"the provider sent more than {MOST_BYTES} bytes, which is what a shared answer may have"
+                        raise UpstreamBroken(msg, target="")
                     flight.add(piece)
             finally:
                 await answer.aclose()
@@ -264,6 +307,23 @@ def _whole(flight: Flight, *, joined: bool) -> Reply:
     return Reply(flight.status, headers, pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
+def _outlasts(left_s: float | None, given_s: float | None, error: Exception) -> bool:
+    """True when a call failed for want of time that its first caller did not have, and this one has.
+
+    Asked again is only where at least as long is left as that call was given: less would most likely be paid in vain.
+    """
+    hurried = isinstance(error, Overloaded) or (isinstance(error, UpstreamTimeout) and error.phase == "total")
+    return hurried and given_s is not None and (left_s is None or left_s >= given_s)
+
+
+def _with_patience(request: HttpRequest, left_s: float | None) -> HttpRequest:
+    """The request of a caller who has waited already."""
+    if left_s is None:
+        return request
+    said = (PATIENCE, b"%.3f" % left_s)
+    return HttpRequest(request.method, request.target, [*request.headers, said], request.body)
+
+
 def _give(flight: Flight, found: Found, record: CallRecord) -> None:
     """A kept answer to everybody who follows."""
     stored: StoredReply = found.value
@@ -287,16 +347,10 @@ def _keep(cache: Cache, key: bytes, flight: Flight, said: Directives, record: Ca
     body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     stored = StoredReply(
         headers=to_store(flight.headers),
-        pieces=_events(body) if flight.is_stream else [body],
+        pieces=split_events(body) if flight.is_stream else [body],
         stream=flight.is_stream,
         cost_usd=record.cost_usd,
         model=asked.info.model if asked is not None else None,
     )
     compute_s = (record.end_ns - record.start_ns) / 1e9
     cache.put(key, stored, ttl_s=said.ttl_s, tags=said.tags, compute_s=compute_s, lease=lease)
-
-
-def _events(body: bytes) -> list[bytes]:
-    """A stream's body cut after each event."""
-    *events, rest = body.split(b"\n\n")
-    return [event + b"\n\n" for event in events] + ([rest] if rest else [])

@@ -22,6 +22,7 @@ class Flight:
         "_waiters",
         "abandon",
         "abandoned",
+        "asked_by",
         "cost_usd",
         "done",
         "error",
@@ -43,6 +44,7 @@ class Flight:
         self.is_stream = False
         self.level: str | None = None  # of the cache, where the answer came from there; None: the provider
         self.cost_usd: float | None = None  # what the call cost, once known: what each joined caller saved
+        self.asked_by: Sequence[tuple[bytes, bytes]] = ()  # headers of who began it, its patience among them
         self.followers = 0
         self.abandoned = False  # its last follower left before the end
         self.abandon: Callable[[], None] | None = None  # gives up what it waits for, while it has no task

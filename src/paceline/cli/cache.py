@@ -1,6 +1,7 @@
 """Look after the cache that services on this machine and others share: sizes, invalidation, warming.
 
 example: paceline cache invalidate --host .paceline/cache --redis redis://127.0.0.1:6379/0 --tag contract-4711
+         paceline cache invalidate --gateway http://127.0.0.1:8787 --tag contract-4711
 """
 
 import argparse
@@ -16,6 +17,7 @@ from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
     from paceline.accelerate.cache import Cache, CachePolicy
+    from paceline.accelerate.policy import Policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,23 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         where.add_argument("--redis", metavar="URL", help="the fleet level")
         where.add_argument("--namespace", help="of the fleet level (default: paceline)")
         action.add_argument("--json", action="store_true", help="print one JSON object")
+        if name in ("invalidate", "clear"):
+            where.add_argument("--gateway", metavar="URL", help="a running gateway: all its processes and levels")
+            where.add_argument("--key-env", metavar="NAME", help="variable with a gateway key of the role operator")
         if name == "invalidate":
             action.add_argument("--tag", action="append", default=[], help="answers with this tag; may be repeated")
             action.add_argument("--key", action="append", default=[], help="the answer of this key; may be repeated")
             action.add_argument("--tenant", help="only of this tenant; alone: all of it")
         elif name == "warm":
-            action.add_argument("source", type=Path, help="a JSON-lines file, or a run folder that holds answers")
+            action.add_argument("source", type=Path, help="a JSON-lines file, or a run recorded with --record-answers")
+            action.add_argument("--as-new", action="store_true", help="a run's answers count as made now")
         elif name == "export":
             action.add_argument("out", type=Path, help="the file to write; it holds the answers in clear")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it and say what was done."""
-    policy = _policy(args)
     if args.action == "invalidate" and not (args.tag or args.key or args.tenant):
         msg = "invalidate what? Name at least one --tag, --key or --tenant; `paceline cache clear` drops everything"
         raise ConfigError(msg)
-    done = asyncio.run(_act(args, policy))
+    if args.action in ("invalidate", "clear") and args.gateway is not None:
+        return _ask_gateway(args)
+    done = asyncio.run(_act(args, _policy(args)))
     if args.json:
         print(msgspec.json.encode(done).decode())
     else:
@@ -62,8 +69,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if down else 0
 
 
+def _ask_gateway(args: argparse.Namespace) -> int:
+    from paceline.cli._gateway_cache import invalidate
+
+    everything = args.action == "clear"
+    if args.host is not None or args.redis is not None or args.policy is not None:
+        msg = "--gateway reaches all levels of that gateway's cache: leave --host, --redis and --policy out"
+        raise ConfigError(msg)
+    if not everything and args.key:
+        msg = "--key is for keys of get_or_compute; a gateway's answers are dropped by --tag or --tenant"
+        raise ConfigError(msg)
+    tags, tenant = ([], None) if everything else (args.tag, args.tenant)
+    answer = invalidate(args.gateway, args.key_env, tags=tags, tenant=tenant, everything=everything)
+    done = msgspec.json.decode(answer)
+    if args.json:
+        print(answer.decode())
+    else:
+        many = done["processes"] != 1
+        print(f"{done['dropped']} answers dropped in {done['processes']} process{'es' if many else ''} of the gateway")
+    return 0
+
+
 async def _act(args: argparse.Namespace, policy: "CachePolicy") -> dict[str, Any]:
-    from paceline.accelerate.cache import Cache, export, warm
+    from paceline.accelerate.cache import Cache, export
 
     done: dict[str, Any] = {}
     async with Cache(policy) as cache:
@@ -72,8 +100,10 @@ async def _act(args: argparse.Namespace, policy: "CachePolicy") -> dict[str, Any
         elif args.action == "clear":
             done["dropped"] = await cache.invalidate(everything=True)
         elif args.action == "warm":
-            warmed = await warm(cache, args.source)
-            done["stored"], done["too_old"] = warmed.stored, warmed.too_old
+            from paceline.accelerate.warming import warm_from
+
+            warmed = await warm_from(cache, args.source, _whole_policy(args.policy, policy), as_new=args.as_new)
+            done["stored"], done["too_old"], done["unkeyed"] = warmed.stored, warmed.too_old, warmed.unkeyed
         elif args.action == "export":
             done["written"] = export(cache, args.out)
         done["levels"] = await _levels(cache)
@@ -93,9 +123,10 @@ def _print(action: str, done: dict[str, Any]) -> None:
         "dropped": "answers dropped",
         "stored": "answers stored",
         "too_old": "answers left out because they have become too old",
+        "unkeyed": "answers left out because the policy does not keep such calls",
         "written": "answers written",
     }.items():
-        if name in done:
+        if name in done and (done[name] or name != "unkeyed"):
             print(f"{done[name]} {what}")
     if action == "stats":
         for row in done["levels"]:
@@ -140,6 +171,15 @@ def _policy(args: argparse.Namespace) -> "CachePolicy":
         if policy.encrypt_key_env is None or policy.encrypt_key_env in os.environ or args.action in ("warm", "export")
         else None,  # counting and dropping needs no secret
     )
+
+
+def _whole_policy(path: Path | None, cache: "CachePolicy") -> "Policy":
+    """The policy that keys are made by, over the levels that are filled."""
+    from paceline.accelerate.policy import Policy, load_policy
+
+    policy = load_policy(path) if path is not None else Policy()
+    keyed = msgspec.structs.replace(cache, enabled=True, key=policy.cache.key)
+    return msgspec.structs.replace(policy, cache=keyed)
 
 
 def _section(path: Path) -> "CachePolicy":

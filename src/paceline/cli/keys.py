@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paceline.gateway.keys import Key
+    from paceline.gateway.keys.file import Key
 
 _LIMITS = ("requests_per_min", "tokens_per_min", "budget_usd_per_day", "budget_usd_per_month")
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--priority", type=int, metavar="N", help="in queues, higher first (0)")
     parser.add_argument("--other-paths", action="store_true", help="also what is no model call: files, batches, ...")
     parser.add_argument("--monitor", action="store_true", help="reads /metrics and /-/costs, makes no calls")
+    parser.add_argument("--operator", action="store_true", help="that too, and drops kept answers of all tenants")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -52,14 +53,17 @@ def _add(args: argparse.Namespace) -> int:
     import msgspec
 
     from paceline.errors import ConfigError
-    from paceline.gateway.keys import MONITOR, add_key, new_key
+    from paceline.gateway.keys.file import MONITOR, OPERATOR, add_key, new_key
 
     may: dict[str, Any] = {name: getattr(args, name) for name in (*_LIMITS, "tenant", "priority")}
     may = {name: value for name, value in may.items() if value is not None}
     if args.models:
         may["models"] = [model.strip() for model in args.models.split(",") if model.strip()]
-    if args.monitor:
-        may["role"] = MONITOR
+    if args.monitor and args.operator:
+        msg = "--monitor and --operator are two roles: an operator reads the pages as well, leave --monitor out"
+        raise ConfigError(msg)
+    if args.monitor or args.operator:
+        may["role"] = MONITOR if args.monitor else OPERATOR
     try:
         presented, key = new_key(
             args.name, **may, other_paths=args.other_paths, created=time.strftime("%Y-%m-%d", time.gmtime())
@@ -81,7 +85,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    from paceline.gateway.keys import revoke_key
+    from paceline.gateway.keys.file import revoke_key
 
     revoke_key(args.file, args.name)
     if args.json:
@@ -92,7 +96,7 @@ def _revoke(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from paceline.gateway.keys import read_keys
+    from paceline.gateway.keys.file import read_keys
 
     keys = read_keys(args.file)
     if args.json:

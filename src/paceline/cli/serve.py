@@ -7,6 +7,7 @@ example: paceline serve --config gateway.toml
 
 import argparse
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paceline.gateway.config import GatewayConfig, Sources
-    from paceline.gateway.lifecycle_process import Address
+    from paceline.gateway.lifecycle.process import Address
+    from paceline.store.folder import RunFolder
 
 _INTERRUPTED = 130
 # Options that say a field of [server], by their name here.
@@ -36,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="URL", help="one server for all dialects instead of the providers' own")
     parser.add_argument("--policy", metavar="FILE", help="what to do besides passing on (TOML, JSON)")
     parser.add_argument("--keys", metavar="FILE", help="who may call, as `paceline keys` wrote it; others are refused")
-    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there")
+    parser.add_argument(
+        "--run", dest="run_dir", type=Path, metavar="DIR", help="write a span of every call there; made if missing"
+    )
+    parser.add_argument(
+        "--record-answers", action="store_true", help="and prompts and answers there, in clear, for `cache warm DIR`"
+    )
     parser.add_argument("--host", help="address to listen on (127.0.0.1); others only with keys")
     parser.add_argument("--port", type=int, help="0 picks a free one (8787)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that share the port (1)")
@@ -51,7 +58,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM (exit 0) or Ctrl-C (exit 130)."""
     import uvloop
 
-    from paceline.gateway.lifecycle import run_gateway
+    from paceline.errors import ConfigError
+    from paceline.gateway.lifecycle.run import Recording, run_gateway
+
+    if args.record_answers and args.run_dir is None:
+        msg = "--record-answers writes into a run: name it with --run DIR"
+        raise ConfigError(msg)
 
     sources = _sources(args)
     if args.check is not None:
@@ -63,11 +75,26 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(_welcome(config, address), flush=True)
 
-    number = uvloop.run(run_gateway(sources, ready, run=args.run_dir))
+    made = _new_run(args.run_dir)
+    try:
+        number = uvloop.run(run_gateway(sources, ready, Recording(args.run_dir, args.record_answers)))
+    finally:
+        if made is not None:
+            made.finish()
     if number == signal.SIGINT:
         print("paceline: stopped", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _new_run(folder: Path | None) -> "RunFolder | None":
+    """The run that the gateway itself begins and ends; None: nothing is recorded, or the run is somebody else's."""
+    if folder is None or folder.exists():
+        return None
+    from paceline.store.folder import create_run
+
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name)
+    return create_run(folder.parent, name, command=sys.argv, folder=folder.name)
 
 
 def _sources(args: argparse.Namespace) -> "Sources":

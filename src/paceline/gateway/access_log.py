@@ -19,7 +19,7 @@ from paceline.accelerate.caller import Caller
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.routing.taken import RouteTaken
 from paceline.errors import ConfigError
-from paceline.gateway.keys_door import KeyCaller
+from paceline.gateway.keys.door import KeyCaller
 from paceline.wire.call import CallInfo, Usage
 
 MAX_LINES = 20_000  # waiting to be written

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from paceline.accelerate.policy import RECOMMENDED, Policy, load_policy
+from paceline.accelerate.routing.credentials import read_credential
 from paceline.errors import ConfigError
-from paceline.gateway.keys import Key, check_distinct, read_keys
+from paceline.gateway.keys.file import Key, check_distinct, read_keys
 
 MAX_WORKERS = 256
 DEFAULT_URLS = {
@@ -42,6 +43,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     connect_s: float = 10.0  # to a provider, TLS included
     first_byte_s: float = 300.0  # from a call sent to the head of its answer
     silence_s: float = 120.0  # between two pieces of an answer
+    http2_servers: list[str] = []  # https URLs of providers and deployments that are asked over HTTP/2
     connections: int = 20_000  # of callers, each worker; above: 503
     body_bytes: int = 64 * 1024 * 1024  # of a call; above: 413
 
@@ -54,6 +56,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in ("connect_s", "first_byte_s", "silence_s", "connections", "body_bytes"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be above 0; got {value:g}")
+        for url in self.http2_servers:
+            parts = urlsplit(url)
+            _require(
+                parts.scheme == "https" and bool(parts.hostname),
+                f"http2_servers wants https URLs, as HTTP/2 is agreed on in TLS; got {url!r}",
+            )
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +69,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     url: str | None = None  # None: the provider's own
     key_env: str | None = None  # variable that holds the credential the gateway sends instead of the caller's
+    key_file: str | None = None  # or file, relative to this one; read again on reload
     key_header: str | None = None  # where it goes; None: where the dialect has it. Azure: "api-key"
 
     def __post_init__(self) -> None:
@@ -68,8 +77,14 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             parts = urlsplit(self.url)
             _require(parts.scheme in ("http", "https") and bool(parts.hostname), f"not a server's URL: {self.url!r}")
             _require(parts.username is None, "a URL with a user name in it; put the credential into key_env")
+        _require(self.key_env is None or self.key_file is None, "key_env and key_file contradict each other")
         if self.key_header is not None:
             _require(bool(re.fullmatch(r"[a-z0-9-]+", self.key_header)), "key_header must be a lower-case header name")
+
+    @property
+    def key_source(self) -> str | None:
+        """Where its credential comes from, to show; None: it has none."""
+        return self.key_env if self.key_file is None else self.key_file
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +148,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
         config = replace(config, server=server)
         check_host(server.host, keys=config.wants_keys, insecure_bind=server.insecure_bind)
         check_deployments(config, credentials(config, os.environ))
+        check_http2(config)
         return config
 
     def _spent_file(self, config: GatewayConfig) -> str | None:
@@ -156,18 +172,12 @@ def policy_of(config: GatewayConfig) -> Policy:
 
 
 def credentials(config: GatewayConfig, environ: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
-    """The header each provider is sent, by the name of its dialect. ConfigError: a variable is not set."""
+    """The header each provider is sent, by the name of its dialect. ConfigError: one is not there."""
     found = {}
     for name, provider in config.providers.items():
-        if provider.key_env is None:
+        secret = read_credential(f"providers.{name}", environ, key_env=provider.key_env, key_file=provider.key_file)
+        if secret is None:
             continue
-        secret = environ.get(provider.key_env, "").strip()
-        if not secret:
-            msg = f"providers.{name}.key_env names {provider.key_env}, which is not set; export it or leave key_env out"
-            raise ConfigError(msg)
-        if not (secret.isascii() and secret.isprintable()):
-            msg = f"{provider.key_env}, named by providers.{name}.key_env, has characters that no header may hold"
-            raise ConfigError(msg)
         header = provider.key_header or _CREDENTIAL_HEADERS[name]
         value = f"Bearer {secret}" if header == "authorization" else secret
         found[name] = (header.encode(), value.encode())
@@ -179,11 +189,22 @@ def check_deployments(config: GatewayConfig, credentials: Mapping[str, tuple[byt
     for deployment in config.policy.routing.deployments:
         mine = deployment.provider in credentials
         elsewhere = urlsplit(deployment.url).netloc != urlsplit(config.url_of(deployment.provider)).netloc
-        if mine and elsewhere and deployment.key_env is None and not deployment.keyless:
+        if mine and elsewhere and not deployment.has_own_key:
             msg = (
                 f"routing.deployments {deployment.name} would be sent the credential of providers."
-                f"{deployment.provider}: give it a key_env of its own, or keyless = true"
+                f"{deployment.provider}: give it a key_env or key_file of its own, or keyless = true"
             )
+            raise ConfigError(msg)
+
+
+def check_http2(config: GatewayConfig) -> None:
+    """Refuse servers in `http2_servers` that no call goes to: a misspelt one would quietly be asked over HTTP/1.1."""
+    urls = [config.url_of(name) for name in DEFAULT_URLS]
+    urls += [deployment.url for deployment in config.policy.routing.deployments]
+    known = {urlsplit(url).netloc for url in urls}
+    for url in config.server.http2_servers:
+        if urlsplit(url).netloc not in known:
+            msg = f"server.http2_servers has {url}, where no provider or deployment is; they are at {', '.join(known)}"
             raise ConfigError(msg)
 
 
@@ -217,7 +238,22 @@ def _read(path: Path) -> GatewayConfig:
         if name is not None:
             config = msgspec.structs.replace(config, **{field: str((path.parent / name).resolve())})
     check_distinct(config.keys, str(path))
-    return config
+    return _in_folder(config, path.parent.resolve())
+
+
+def _in_folder(config: GatewayConfig, folder: Path) -> GatewayConfig:
+    """The same with the files of credentials relative to this folder."""
+    replace = msgspec.structs.replace
+    providers = {
+        name: provider
+        if provider.key_file is None
+        else replace(provider, key_file=str(folder / Path(provider.key_file).expanduser()))
+        for name, provider in config.providers.items()
+    }
+    if config.policy is RECOMMENDED:  # says that nothing was said
+        return replace(config, providers=providers)
+    policy = replace(config.policy, routing=config.policy.routing.in_folder(folder))
+    return replace(config, providers=providers, policy=policy)
 
 
 def _everywhere(url: str) -> dict[str, ProviderSettings]:

@@ -32,7 +32,7 @@ def how_to_point_at(url: str) -> str:
 
 def _providers(config: GatewayConfig) -> str:
     urls = {name: config.url_of(name) for name in DEFAULT_URLS}
-    sent = {name: provider.key_env for name, provider in config.providers.items() if provider.key_env is not None}
+    sent = {name: provider.key_source for name, provider in config.providers.items() if provider.key_source}
     if len(set(urls.values())) == 1 and not sent:
         return f"{urls['openai']} for all dialects"
     return ", ".join(
@@ -42,12 +42,12 @@ def _providers(config: GatewayConfig) -> str:
 
 def _callers(config: GatewayConfig) -> str:
     if not config.wants_keys:
-        own = [_NAMES[name] for name, provider in config.providers.items() if provider.key_env is None]
+        own = [_NAMES[name] for name, provider in config.providers.items() if provider.key_source is None]
         whose = "their own credentials go along" if len(own) == len(config.providers) else "no key is asked for"
         return f"anybody who reaches {config.server.host}; {whose}"
     names = ", ".join(key.name for key in config.keys[:5])
     more = f" and {len(config.keys) - 5} more" if len(config.keys) > 5 else ""
-    without = [_NAMES[n] for n in DEFAULT_URLS if n not in config.providers or config.providers[n].key_env is None]
+    without = [_NAMES[n] for n in DEFAULT_URLS if n not in config.providers or config.providers[n].key_source is None]
     gap = f"; no credential for {', '.join(without)}" if without else ""
     count = len(config.keys)
     return (

@@ -1,17 +1,19 @@
 """The gateway's own pages, and its refusals: health, readiness, metrics, costs."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from paceline.accelerate.cache import Selection
 from paceline.gateway.access_log import AccessLine, AccessLog, utc
-from paceline.gateway.keys_door import Door
-from paceline.gateway.keys_quota import Refusal
-from paceline.gateway.metrics import Metrics
-from paceline.gateway.metrics_shared import SharedMetrics
-from paceline.gateway.metrics_text import CONTENT_TYPE, CostRow, cost_rows, label, prometheus_text
+from paceline.gateway.invalidation import INVALIDATE, Dropped, meant
+from paceline.gateway.keys.door import Door
+from paceline.gateway.keys.quota import Refusal
+from paceline.gateway.metrics.counts import Metrics
+from paceline.gateway.metrics.shared import SharedMetrics
+from paceline.gateway.metrics.text import CONTENT_TYPE, CostRow, cost_rows, label, prometheus_text
 from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest, Reply
 
@@ -38,6 +40,7 @@ class Pages:
         shared: The counts of all processes.
         state: What this process holds now.
         more: Further pages by their path, what each gives as JSON.
+        drop: Drops kept answers.
         log: Where refusals are written down, too.
     """
 
@@ -47,22 +50,26 @@ class Pages:
         *,
         state: Callable[[], Mapping[str, Any]] = dict,
         more: Mapping[str, Callable[[], Any]] | None = None,
+        drop: Callable[[Selection], Awaitable[Dropped]] | None = None,
         log: AccessLog | None = None,
         started_ns: int | None = None,
     ) -> None:
         self._shared = shared or SharedMetrics(Metrics())
         self._state = state
         self._more = more or {}
+        self._drop = drop
         self._log = log
         self._since = utc(time.time_ns() if started_ns is None else started_ns)
         self.door: Door | None = None
         self.ready = True  # False: it finishes what it has and wants no more
 
-    def answer(self, request: HttpRequest) -> Reply:
+    def answer(self, request: HttpRequest) -> Reply | Awaitable[Reply]:
         """A page, or the refusal to show it."""
         path = request.path
         if path == "/-/ready":
             return _json(200 if self.ready else 503, {"status": "ready" if self.ready else "draining"})
+        if path == INVALIDATE and self._drop is not None:
+            return self._invalidate(request, self._drop)
         refusal = self.door.unfit_for_pages(request) if self.door is not None else None
         if path == "/-/health":  # whoever may not see the rest still learns that it lives
             return _json(200, {"status": "ok", **({} if refusal else self._state())})
@@ -75,6 +82,27 @@ class Pages:
         if path in self._more:
             return _json(200, self._more[path]())
         return Reply(404, [_JSON], _error_body(request, 404, f"no such page: {path}", None))
+
+    def _invalidate(
+        self, request: HttpRequest, drop: Callable[[Selection], Awaitable[Dropped]]
+    ) -> Reply | Awaitable[Reply]:
+        caller = self.door.whose_answers(request) if self.door is not None else None
+        if isinstance(caller, Refusal):
+            return self.refuse(request, caller)
+        said = dict(request.headers).get(b"content-type", b"").partition(b";")[0].strip().lower()
+        # The type is asked for because a web page elsewhere cannot send it without asking first (CORS).
+        if request.method != "POST" or said != _JSON[1]:
+            message = f"{INVALIDATE} takes a POST of application/json"
+            return Reply(405 if request.method != "POST" else 415, [_JSON], _error_body(request, 405, message, None))
+        try:
+            selection = meant(request.body, self.door, caller.tenant if caller is not None else None)
+        except (ValueError, TypeError) as error:
+            return Reply(400, [_JSON], _error_body(request, 400, f"not what {INVALIDATE} takes: {error}", None))
+
+        async def done() -> Reply:
+            return _json(200, await drop(selection))
+
+        return done()
 
     def refuse(self, request: HttpRequest, refusal: Refusal) -> Reply:
         """Say no as the caller's provider would, and count it."""

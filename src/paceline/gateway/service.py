@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from paceline.accelerate.engine import Engine
-from paceline.gateway.keys_door import Door
-from paceline.gateway.keys_quota import Refusal
+from paceline.gateway.keys.door import Door
+from paceline.gateway.keys.quota import Refusal
 from paceline.gateway.pages import METRICS, Pages
 from paceline.wire.http import HttpRequest, Reply
 

@@ -1,7 +1,7 @@
-"""Which client reaches a server: our own where it can, a library's behind a proxy or for HTTP/2.
+"""Which client reaches a server: HTTP/1.1, HTTP/2, or by way of a proxy.
 
-Our own client (`HttpClient`) speaks HTTP/1.1 to the server itself, a tenth of the library's cost; what lies beyond is
-left to a library that many keep well (`LibraryClient`, httpx). Both are a `Client` to who uses them.
+`HttpClient` speaks HTTP/1.1 to the server itself, a tenth of a library's cost; `Http2Client` does so over the state
+machine of `h2`; proxies are left to a library that many keep well (`LibraryClient`, httpx). All are a `Client`.
 """
 
 import ssl
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from paceline.errors import ConfigError
 from paceline.wire.client import ClientLimits, ClientReply, HttpClient, Timeouts
 from paceline.wire.http import Take
 
@@ -74,15 +75,22 @@ def client_for(
     timeouts: Timeouts | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Client:
-    """The client that reaches `base_url`: through `proxy` (http, https or socks5 URL), over HTTP/2, or neither.
+    """The client that reaches `base_url`: through `proxy` (http, https, socks5; HTTP/1.1), over HTTP/2, or neither.
 
-    Raises ConfigError when a URL is wrong or the library is needed and missing (`pip install 'paceline[transport]'`).
+    Raises ConfigError when a URL is wrong or a library is needed and missing (`pip install 'paceline[transport]'`).
     """
-    if proxy is None and not http2:
-        return HttpClient(base_url, limits=limits, timeouts=timeouts, tls=tls)
-    from paceline.wire.library_client import LibraryClient  # optional dependency
+    if proxy is not None:
+        from paceline.wire.library_client import through_httpx  # optional dependency
 
-    return LibraryClient(base_url, proxy=proxy, http2=http2, limits=limits, timeouts=timeouts, tls=tls)
+        return through_httpx(base_url, proxy=proxy, limits=limits, timeouts=timeouts, tls=tls)
+    if http2:
+        try:
+            from paceline.wire.http2_client import Http2Client  # optional dependency
+        except ImportError as error:
+            msg = "HTTP/2 needs the h2 package: pip install 'paceline[transport]'"
+            raise ConfigError(msg) from error
+        return Http2Client(base_url, limits=limits, timeouts=timeouts, tls=tls)
+    return HttpClient(base_url, limits=limits, timeouts=timeouts, tls=tls)
 
 
 def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:

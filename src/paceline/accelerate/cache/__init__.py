@@ -13,6 +13,7 @@ from .levels import Found
 from .policy import CachePolicy, FleetPolicy, HostPolicy, MemoryPolicy
 from .recurrence import Advice
 from .reply import StoredReply
+from .selection import Selection, selected
 from .statistics import GroupStatistics, LevelStatistics, Statistics
 from .warm import Warmed, export, warm
 
@@ -27,10 +28,12 @@ __all__ = [
     "Lease",
     "LevelStatistics",
     "MemoryPolicy",
+    "Selection",
     "Statistics",
     "StoredReply",
     "Warmed",
     "export",
+    "selected",
     "storage_key",
     "warm",
 ]

@@ -1,32 +1,27 @@
 """Cache: answers kept in memory, on the host and in the fleet, computed once however many ask at once."""
 
-import asyncio
-import inspect
-import logging
-import os
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar, overload
 
-from .computing import Flight, computing
+from .computations import Computations, Work
 from .decorate import Cached
 from .envelope import MOST_TAGS
-from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, storage_key, tag_id
+from .keys import KEY_BYTES, Key, name_of, named_key, partition_of, pattern_of, tag_id
 from .lease import Lease
+from .leases import Leases
 from .levels import Found, Levels, Question, pattern_key
 from .memory import Entry, MemoryLevel
 from .policy import MEMORY, CachePolicy
 from .recurrence import Advice
-from .selection import Selection
+from .selection import Selection, selected, several
 from .statistics import Statistics
 from .values import copy_of
 
 T = TypeVar("T")
-_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 0.002, 0.05, 1.5
 _MEMO, _MEMO_NAME_BYTES = 16_384, 256
-_log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -53,16 +48,14 @@ class Cache:
         self.policy = policy or CachePolicy()
         self._now_s = now_s
         self._levels = levels = Levels(self.policy, now_s, draw)
-        levels.on_invalidated = self._forget_flights
+        self._leases = Leases(levels)
+        self._computations = Computations(levels, self._leases, self.policy.wait_s)
+        levels.on_invalidated = self._computations.forget
         first = levels.memory if self.policy.levels[:1] == (MEMORY,) else None
         self._named: dict[object, Entry] = first.named if first is not None else {}
         self._entries: OrderedDict[bytes, Entry] = first.entries if first is not None else OrderedDict()
         self._has_far = bool(levels.far)
-        self._flights: dict[bytes, Flight] = {}
-        self._leases: dict[bytes, Lease] = {}
-        self._pid = os.getpid()
         self._memo: dict[object, tuple[Question, Collection[str] | None]] = {}
-        self._computed = self._joined = self._waited = self._refreshed = self._failed = 0
 
     # -- the library's door -----------------------------------------------------------------------------------------
 
@@ -141,11 +134,13 @@ class Cache:
         if found is None and self._has_far:
             found = await self._levels.look_far(question, as_type)
         if found is None:
-            value = await self._compute(question, fn, ttl_s, tags, as_type, copy)
+            work = Work(fn, _checked_ttl(ttl_s), _tag_ids(tags), as_type, copy)
+            value = await self._computations.result(question, work)
         else:
             value = found.value
             if found.wants_refresh:
-                self._refresh(question, fn, ttl_s, tags, as_type, copy, found.age_s)
+                work = Work(fn, ttl_s, _tag_ids(tags), as_type, copy)
+                self._computations.refresh(question, work, self._now_s() - found.age_s)
         return copy_of(value, as_type) if copy else value
 
     def cached(
@@ -192,18 +187,16 @@ class Cache:
 
         A level that does not answer is told later, and not read until then by this process.
         """
-        selection = Selection(
-            partition=None if tenant is None else partition_of(tenant),
-            keys=frozenset([*(storage_key(tenant, key) for key in keys), *storage_keys]),
-            tags=frozenset(map(tag_id, _several(tags))),
-            everything=everything,
-        )
-        if not (selection.keys or selection.tags or everything):
-            if tenant is None:
-                msg = "invalidate what? Name tags, keys, storage_keys, a tenant, or everything=True"
-                raise ValueError(msg)
-            selection = Selection(partition=selection.partition, everything=True)
+        selection = selected(tags=tags, keys=keys, storage_keys=storage_keys, tenant=tenant, everything=everything)
         return await self._levels.forget(selection)
+
+    async def forget(self, selection: Selection) -> int:
+        """`invalidate` for what `selected` gave."""
+        return await self._levels.forget(selection)
+
+    def hear(self, selection: Selection) -> int:
+        """Drop what another process has invalidated, from this process alone; how many entries its memory lost."""
+        return self._levels.apply(selection)
 
     # -- the engine's door ------------------------------------------------------------------------------------------
 
@@ -238,6 +231,7 @@ class Cache:
         tags: Collection[str] = (),
         compute_s: float = 0.0,
         lease: Lease | None = None,
+        created_s: float | None = None,
     ) -> Awaitable[None] | None:
         """Store an answer in every level. Returns the write to the fleet, which need not be awaited.
 
@@ -248,6 +242,7 @@ class Cache:
             tags: See `get_or_compute`.
             compute_s: What making it took, for early refresh.
             lease: The one under which it was made. If what it means was invalidated meanwhile it is not stored.
+            created_s: Unix seconds from which its age counts; None: now.
         """
         if len(key) != KEY_BYTES:
             msg = f"a storage key has {KEY_BYTES} bytes, see storage_key(); got {len(key)}"
@@ -262,6 +257,7 @@ class Cache:
             tags=_tag_ids(tags),
             compute_s=compute_s,
             lease=lease or self._leases.get(key),
+            created_s=created_s,
         )[1]
 
     async def lease(self, key: bytes) -> Lease | None:
@@ -269,44 +265,11 @@ class Cache:
 
         None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
         """
-        levels = self._levels
-        lease = self.lease_here(key)
-        if lease is None or levels.fleet is None or not levels.fleet.policy.lease:
-            return lease
-        try:
-            taken = await lease.in_fleet(levels.fleet)
-        except BaseException:
-            lease.release()
-            raise
-        if not taken:
-            lease.release()
-            return None
-        self._note(lease)
-        return lease
+        return await self._leases.take(key)
 
     def lease_here(self, key: bytes) -> Lease | None:
         """The same among the processes of this host, at once: all there is to ask where `asks_far` is False."""
-        if self._is_leased_here(key):
-            return None
-        levels = self._levels
-        lease = self._leases[key] = Lease(key, self._lease_over)
-        try:
-            taken = levels.host is None or lease.on_host(levels.host)
-        except BaseException:
-            lease.release()
-            raise
-        if not taken:
-            lease.release()
-            return None
-        self._note(lease)
-        return lease
-
-    def _note(self, lease: Lease) -> None:
-        """What is computed from here on is not stored if an invalidation comes in between."""
-        levels = self._levels
-        if levels.counter[0] != levels.heard:
-            levels.hear()
-        lease.number, lease.host_number = levels.recent.number, levels.heard
+        return self._leases.take_here(key)
 
     async def wait_for(
         self, key: bytes, deadline_s: float, *, as_type: Any = None, newer_than_s: float = 0.0
@@ -315,20 +278,7 @@ class Cache:
 
         None: it gave the lease back, or died, without an answer, or `deadline_s` (loop time) has come.
         """
-        question = Question(key)
-        loop = asyncio.get_running_loop()
-        pause_s = _POLL_S
-        while True:
-            found = await self._levels.look_for_other(question, as_type, newer_than_s)
-            if found is not None:
-                return found
-            if not await self._is_leased(key):
-                return await self._levels.look_for_other(question, as_type, newer_than_s)  # stored, then released
-            left_s = deadline_s - loop.time()
-            if left_s <= 0:
-                return None
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * _POLL_GROWTH, _LONGEST_POLL_S)
+        return await self._leases.wait_for(Question(key), deadline_s, as_type, newer_than_s)
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
@@ -341,18 +291,18 @@ class Cache:
         """Everything counted since the cache was made. Visits every entry in memory: 1 ms for 10,000."""
         levels = self._levels
         rows = levels.summary()
-        hits, misses = levels.ages.total, levels.misses
+        hits, misses, made = levels.ages.total, levels.misses, self._computations
         return Statistics(
             requests=hits + misses,
             hits=hits,
             misses=misses,
             hit_rate=hits / (hits + misses) if hits + misses else None,
-            computed=self._computed,
-            joined=self._joined,
-            waited=self._waited,
+            computed=made.computed,
+            joined=made.joined,
+            waited=made.waited,
             stale=levels.stale,
-            refreshed=self._refreshed,
-            failed=self._failed,
+            refreshed=made.refreshed,
+            failed=made.failed,
             invalidations=levels.invalidations,
             levels=rows,
             patterns=levels.patterns.summary(),
@@ -378,13 +328,8 @@ class Cache:
 
     async def close(self) -> None:
         """Cancel what is being computed, write what waits, leave folder and connections. Bounded to seconds."""
-        loop = asyncio.get_running_loop()
-        tasks = [flight.task for flight in self._flights.values() if flight.loop is loop]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for lease in list(self._leases.values()):
-            lease.release()
+        await self._computations.close()
+        self._leases.release_all()
         await self._levels.close()
 
     async def __aenter__(self) -> "Cache":
@@ -393,7 +338,7 @@ class Cache:
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    # -- computing --------------------------------------------------------------------------------------------------
+    # -- names ------------------------------------------------------------------------------------------------------
 
     def _question(self, name: Any, key: Key, tenant: str | bytes | None, tags: Collection[str]) -> Question:
         known = self._memo.get(name)
@@ -405,7 +350,7 @@ class Cache:
         else:
             digest = named_key(partition_of(tenant), name if tenant is None else name[1])
             pattern = levels.patterns[pattern_of(key)]
-        question = Question(digest, name, (pattern, *(levels.tags[tag] for tag in _several(tags))))
+        question = Question(digest, name, (pattern, *(levels.tags[tag] for tag in several(tags))))
         if len(self._memo) >= _MEMO:
             self._memo.clear()
         if not isinstance(key, str | bytes) or len(key) <= _MEMO_NAME_BYTES:
@@ -413,168 +358,11 @@ class Cache:
             self._memo[name] = question, tags if type(tags) is tuple else None
         return question
 
-    async def _compute(
-        self,
-        question: Question,
-        fn: Callable[[], Any],
-        ttl_s: float | None,
-        tags: Collection[str],
-        as_type: Any,
-        copy: bool,
-    ) -> Any:
-        flight = self._flights.get(question.key)
-        if flight is not None and flight.loop is asyncio.get_running_loop() and not flight.task.done():
-            if question.key in computing.get():
-                return await _called(fn)  # asked inside its own computation: waiting for it would never end
-            self._joined += 1
-        else:
-            flight = self._start(question, fn, _checked_ttl(ttl_s), _tag_ids(tags), as_type, copy, background=False)
-        return await flight.result()
-
-    def _refresh(
-        self,
-        question: Question,
-        fn: Callable[[], Any],
-        ttl_s: float | None,
-        tags: Collection[str],
-        as_type: Any,
-        copy: bool,
-        age_s: float,
-    ) -> None:
-        if question.key not in self._flights:
-            self._start(
-                question, fn, ttl_s, _tag_ids(tags), as_type, copy, background=True, newer_than_s=self._now_s() - age_s
-            )
-
-    def _start(
-        self,
-        question: Question,
-        fn: Callable[[], Any],
-        ttl_s: float | None,
-        tags: tuple[bytes, ...],
-        as_type: Any,
-        copy: bool,
-        *,
-        background: bool,
-        newer_than_s: float = 0.0,
-    ) -> Flight:
-        async def produce() -> Any:
-            try:
-                flight.lease = lease = await self.lease(question.key)
-                if lease is None and background:
-                    return None  # another process is at it
-                if lease is None:
-                    found = await self._wait_for_lease(flight, question, as_type, newer_than_s)
-                elif lease.is_shared:
-                    # Between our look and the lease another process may have been through with it.
-                    found = await self._levels.look_for_other(question, as_type, newer_than_s)
-                else:
-                    found = None
-                if found is not None:
-                    self._waited += 1
-                    return found.value
-                return await self._produce(flight, question, fn, ttl_s, tags, as_type, copy, background)
-            finally:
-                if flight.lease is not None:
-                    flight.lease.release()
-                if self._flights.get(question.key) is flight:
-                    del self._flights[question.key]
-
-        flight = Flight(produce(), tags, background=background)
-        self._flights[question.key] = flight
-        return flight
-
-    async def _wait_for_lease(
-        self, flight: Flight, question: Question, as_type: Any, newer_than_s: float
-    ) -> Found | None:
-        """Wait for another process's answer; None: compute it, with the lease if it came free in time."""
-        deadline_s = flight.loop.time() + self.policy.wait_s
-        while flight.lease is None:
-            found = await self.wait_for(question.key, deadline_s, as_type=as_type, newer_than_s=newer_than_s)
-            if found is not None or flight.loop.time() >= deadline_s:
-                return found
-            flight.lease = await self.lease(question.key)
-        return await self._levels.look_for_other(question, as_type, newer_than_s)
-
-    async def _produce(
-        self,
-        flight: Flight,
-        question: Question,
-        fn: Callable[[], Any],
-        ttl_s: float | None,
-        tags: tuple[bytes, ...],
-        as_type: Any,
-        copy: bool,
-        background: bool,
-    ) -> Any:
-        computing.set(computing.get() | {question.key})  # in this task's own context
-        lease = flight.lease
-        if lease is None:  # waited long enough for another process: computed without
-            self._note(lease := Lease(question.key, self._lease_over))
-        started_s = time.perf_counter()
-        try:
-            value = await _called(fn)
-        except Exception as error:
-            self._failed += 1
-            if background:
-                _log.debug("a refresh in the background failed: %s", error)
-            raise
-        self._computed += 1
-        self._refreshed += background
-        value, _ = self._levels.store(
-            question,
-            value,
-            ttl_s=ttl_s,
-            tags=tags,
-            compute_s=time.perf_counter() - started_s,
-            as_type=as_type,
-            copy=copy,
-            lease=lease,
-        )
-        lease.release()
-        return value
-
-    def _forget_flights(self, selection: Selection) -> None:
-        """Who asks from now on must not join what began before the invalidation, nor wait for its lease."""
-        for key, flight in list(self._flights.items()):
-            if selection.matches(key, flight.tags):
-                del self._flights[key]
-                if flight.lease is not None and flight.loop is asyncio.get_running_loop():
-                    flight.lease.release()
-
-    def _lease_over(self, lease: Lease) -> None:
-        if self._leases.get(lease.key) is lease:
-            del self._leases[lease.key]
-
-    def _is_leased_here(self, key: bytes) -> bool:
-        if self._pid != os.getpid():  # a fork: the leases are the parent's
-            self._pid = os.getpid()
-            self._leases.clear()
-        return key in self._leases
-
-    async def _is_leased(self, key: bytes) -> bool:
-        levels = self._levels
-        if self._is_leased_here(key) or (levels.host is not None and levels.host.is_leased(key)):
-            return True
-        return levels.fleet is not None and await levels.fleet.is_leased(key)
-
-
-async def _called(fn: Callable[[], Any]) -> Any:
-    value = fn()
-    return await value if inspect.isawaitable(value) else value
-
-
-def _several(tags: Iterable[str]) -> Iterable[str]:
-    if isinstance(tags, str):
-        msg = f"tags is a collection of names; got the str {tags!r}. Write tags=[{tags!r}]"
-        raise TypeError(msg)
-    return tags
-
 
 def _tag_ids(tags: Collection[str]) -> tuple[bytes, ...]:
     if not tags:
         return ()
-    ids = tuple(sorted({tag_id(tag) for tag in _several(tags)}))
+    ids = tuple(sorted({tag_id(tag) for tag in several(tags)}))
     if len(ids) > MOST_TAGS:
         msg = f"an answer can have {MOST_TAGS} tags; got {len(ids)}"
         raise ValueError(msg)

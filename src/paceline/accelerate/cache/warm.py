@@ -44,6 +44,7 @@ class Warmed(msgspec.Struct, frozen=True, kw_only=True):
 
     stored: int
     too_old: int
+    unkeyed: int = 0  # calls of a run that the policy does not keep
 
 
 async def warm(cache: Cache, path: Path) -> Warmed:
@@ -56,8 +57,8 @@ async def warm(cache: Cache, path: Path) -> Warmed:
         folder, path = path, path / FILE
         if not path.exists():
             msg = (
-                f"{folder} holds no recorded answers (there is no {FILE} in it). Prompts and answers are recorded only "
-                "when asked for; a running cache writes them with paceline.accelerate.cache.export"
+                f"{folder} holds no recorded answers. Prompts and answers are recorded only when asked for: "
+                f"paceline serve --run DIR --record-answers; or put what paceline cache export writes there, as {FILE}"
             )
             raise InputError(msg, path=folder)
     levels = cache._levels  # noqa: SLF001 - of the same package

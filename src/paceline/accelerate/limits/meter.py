@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from paceline.accelerate.limits.bucket import Bucket, Rate
 from paceline.accelerate.limits.policy import Bounds
+from paceline.accelerate.limits.window import Window
 
 REQUESTS, TOKENS = "requests", "tokens"
 
@@ -58,10 +59,14 @@ class Meter(Protocol):
         ...
 
 
+_ARMED = 10  # minutes that a refusal makes a window count
+_BURST = 0.07  # of a minute, meanwhile
+
+
 class LocalMeter:
     """This process alone. `parts`: how many processes each have such a meter for the same limits."""
 
-    __slots__ = ("_parts", "_requests", "_tokens", "_told")
+    __slots__ = ("_is_even", "_now_s", "_parts", "_requests", "_tokens", "_told", "_window")
 
     def __init__(self, bounds: Bounds, now_s: float, *, parts: int = 1) -> None:
         mine = bounds.divided(parts)
@@ -69,6 +74,9 @@ class LocalMeter:
         self._requests = [Bucket(rate, now_s) for rate in mine.requests]
         self._tokens = [Bucket(mine.tokens, now_s)] if mine.tokens is not None else []
         self._told: dict[str, Bucket] = {}
+        self._window = _window_of(mine.tokens) if mine.tokens is not None else None
+        self._now_s = now_s  # of the last call that passed
+        self._is_even = False  # bursts are small, as long as the window is armed
 
     def bind(self, wake: Callable[[], None], demand: Callable[[], Demand]) -> None:
         """As `Meter` says."""
@@ -85,10 +93,15 @@ class LocalMeter:
             this_s = bucket.wait_s(tokens, now_s)
             if this_s > wait_s:
                 wait_s = this_s
+        if self._window is not None:
+            wait_s = max(wait_s, self._window.wait_s(tokens, now_s))
         return wait_s
 
     def try_take(self, tokens: int, now_s: float) -> bool:
         """As `Meter` says."""
+        window = self._window
+        if window is not None and window.wait_s(tokens, now_s) > 0:
+            return False
         for bucket in self._requests:
             if not bucket.try_take(1.0, now_s):
                 for earlier in self._requests[: self._requests.index(bucket)]:
@@ -101,6 +114,9 @@ class LocalMeter:
                 for earlier in self._tokens[: self._tokens.index(bucket)]:
                     earlier.take(-tokens)
                 return False
+        if window is not None:
+            window.take(tokens, now_s)
+            self._now_s = now_s
         return True
 
     def take(self, tokens: int, now_s: float) -> None:
@@ -109,11 +125,21 @@ class LocalMeter:
             bucket.take(1.0)
         for bucket in self._tokens:
             bucket.take(tokens)
+        if self._window is not None:
+            self._window.take(tokens, now_s)
+        self._now_s = now_s
 
     def correct(self, more_tokens: int) -> None:
         """As `Meter` says."""
         for bucket in self._tokens:
             bucket.take(more_tokens)
+        window = self._window
+        if window is not None:
+            window.take(more_tokens, self._now_s)
+            if self._is_even and self._now_s >= window.armed_until_s:
+                self._is_even = False
+                for bucket in self._tokens:
+                    bucket.burst = bucket.per_s * window.span_s
 
     def drain_s(self, calls: float, tokens: float, now_s: float) -> float:
         """As `Meter` says."""
@@ -127,6 +153,11 @@ class LocalMeter:
             if left is not None:
                 for bucket in buckets:
                     bucket.not_before(until_s, left)
+        if tokens is not None and self._window is not None:
+            self._window.arm(now_s, _ARMED * self._window.span_s)
+            for bucket in self._tokens:  # what passes at once is small meanwhile, or a minute comes in one lump
+                bucket.burst = min(bucket.burst, bucket.per_s * self._window.span_s * _BURST)
+            self._is_even = True
 
     def told(self, kind: str, rate: Rate, low: float, high: float, now_s: float) -> None:
         """As `Meter` says."""
@@ -137,8 +168,16 @@ class LocalMeter:
             (self._requests if kind == REQUESTS else self._tokens).append(bucket)
         elif (bucket.per_s, bucket.burst) != rate:
             bucket.change(rate, now_s)
+        if kind == TOKENS and self._window is None:
+            self._window = _window_of(rate)
         bucket.clamp(low / self._parts, high / self._parts, now_s)
 
     def close(self) -> asyncio.Task[None] | None:
         """As `Meter` says."""
         return None
+
+
+def _window_of(rate: Rate) -> Window | None:
+    """A limit's own period as a window; None: its burst says of none."""
+    span_s = rate.burst / rate.per_s
+    return Window(rate.burst, span_s) if span_s > 0 else None

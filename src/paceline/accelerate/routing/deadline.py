@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# In order of authority: ours; what OpenAI's and Anthropic's SDKs say they will wait for a read; google-genai's.
+# In order of authority: ours (the last, where it is said twice); what OpenAI's and Anthropic's SDKs say they will wait
+# for a read; google-genai's.
 # The SDKs' are bounds of one read. A plain answer comes in one, and a stream's first piece does, so for the time until
 # the answer begins they are the caller's deadline.
-_HEADERS = (b"x-paceline-timeout-s", b"x-stainless-read-timeout", b"x-stainless-timeout", b"x-server-timeout")
+PATIENCE = b"x-paceline-timeout-s"
+_HEADERS = (PATIENCE, b"x-stainless-read-timeout", b"x-stainless-timeout", b"x-server-timeout")
 IDEMPOTENT = b"x-paceline-idempotent"
 
 

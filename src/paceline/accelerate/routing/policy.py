@@ -4,6 +4,7 @@ Everything is off until asked for: the empty policy sends each call once, to its
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -55,6 +56,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     group: str | None = None
     weight: float = 1.0  # 2 takes twice the load of 1 at equal latency
     key_env: str | None = None  # variable that holds its credential; None: the caller's own goes along
+    key_file: str | None = None  # or file; read again on reload, and relative to the file that names it
     keyless: bool = False  # send no credential at all
     key_header: str | None = None  # None: as the dialect has it; `api-key` on *.azure.com
     headers: dict[str, str] = {}  # added to every call
@@ -72,9 +74,13 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             f"deployment {self.name}: provider must be one of {', '.join(DIALECTS)}; got {self.provider!r}",
         )
         require(self.weight > 0, f"deployment {self.name}: weight must be above 0; got {self.weight:g}")
-        require(
-            not (self.keyless and self.key_env), f"deployment {self.name}: key_env and keyless contradict each other"
-        )
+        said = [name for name in ("key_env", "key_file", "keyless") if getattr(self, name)]
+        require(len(said) < 2, f"deployment {self.name}: {' and '.join(said)} contradict each other")
+
+    @property
+    def has_own_key(self) -> bool:
+        """True when it says which credential it is sent, or that it is sent none."""
+        return self.key_env is not None or self.key_file is not None or self.keyless
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,6 +219,15 @@ class RoutingPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             timeout_s=None if self.timeout_s is None else self.timeout_s / speed,
             latency_decay_s=self.latency_decay_s / speed,
         )
+
+    def in_folder(self, folder: Path) -> "RoutingPolicy":
+        """The same with the names of files relative to this folder."""
+        replace = msgspec.structs.replace
+        deployments = [
+            d if d.key_file is None else replace(d, key_file=str(folder / Path(d.key_file).expanduser()))
+            for d in self.deployments
+        ]
+        return replace(self, deployments=deployments)
 
     def dialects_of(self, model: str) -> frozenset[str]:
         """The dialects a model can be asked in: its deployments', else its family's, else any."""

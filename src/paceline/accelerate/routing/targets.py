@@ -7,9 +7,9 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from paceline.accelerate.key import TENANT_HEADERS
+from paceline.accelerate.routing.credentials import read_credential
 from paceline.accelerate.routing.policy import Deployment
 from paceline.accelerate.routing.providers import Clients, Providers, without_version
-from paceline.errors import ConfigError
 from paceline.wire.clients import Client
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -130,9 +130,7 @@ def deployment_target(deployment: Deployment, clients: Clients, environ: Mapping
     """
     openai = deployment.provider == "openai"
     client, base = clients.at(deployment.url if openai else without_version(deployment.url))
-    credential = None
-    if deployment.key_env is not None:
-        credential = _from_environment(environ, deployment.key_env, f"deployment {deployment.name}")
+    credential = credential_of(deployment, environ)
     azure = (urlsplit(deployment.url).hostname or "").endswith(".azure.com")
     return Target(
         client,
@@ -148,9 +146,8 @@ def deployment_target(deployment: Deployment, clients: Clients, environ: Mapping
     )
 
 
-def _from_environment(environ: Mapping[str, str], variable: str, what: str) -> str:
-    value = environ.get(variable, "").strip()
-    if not value:
-        msg = f"{what} takes its credential from the environment variable {variable}, which is not set"
-        raise ConfigError(msg)
-    return value
+def credential_of(deployment: Deployment, environ: Mapping[str, str]) -> str | None:
+    """What a deployment is sent in the place of the caller's own; None: nothing. ConfigError: it is not there."""
+    return read_credential(
+        f"deployment {deployment.name}", environ, key_env=deployment.key_env, key_file=deployment.key_file
+    )

@@ -9,17 +9,19 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.transport.binding import Source
 from paceline.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from paceline.wire.client import ClientReply, Connection, HttpClient, Timeouts
+from paceline.wire.clients import IncomingReply
+from paceline.wire.library_client import LibraryClient, LibraryReply
 
 T = TypeVar("T")
 
 FOREVER_S = 365 * 86_400.0  # of a limit the client was told not to have
-_SLACK_S = 1.0  # the wire's own limit of the time to connect comes first
+SLACK_S = 1.0  # the wire's own limit of the time to connect comes first
 _FAILED = ("upstream_timeout", "upstream_broken")
 
 
@@ -77,7 +79,7 @@ def _timeouts(connect_s: float) -> Timeouts:
     return Timeouts(connect_s=connect_s, first_byte_s=FOREVER_S, silence_s=FOREVER_S)
 
 
-class PatientClient(HttpClient):
+class CallersTime:
     """A client that connects within its caller's time, and leaves the rest of the timing to the caller."""
 
     @property
@@ -90,24 +92,37 @@ class PatientClient(HttpClient):
     def timeouts(self, timeouts: Timeouts) -> None:
         """Nothing: they come with the call."""
 
+
+class PatientClient(CallersTime, HttpClient):
+    """Our own client for callers with patience."""
+
     async def head_of(self, reply: ClientReply) -> ClientReply:
         """As the client's; a failure is noted for the caller as well."""
-        with _noting():
+        with noting():
             return await super().head_of(reply)
 
     async def _open(self) -> Connection:
         patience = PATIENCE.get(None)
         if patience is None:
             return await super()._open()
-        patience.restart(patience.connect_s + _SLACK_S)
-        with _noting():
+        patience.restart(patience.connect_s + SLACK_S)
+        with noting():
             connection = await super()._open()
         patience.restart(patience.read_s)
         return connection
 
 
+class PatientLibraryClient(CallersTime, LibraryClient):
+    """The same over a transport of httpx. It does not say when it connects: that counts as waiting for the answer."""
+
+    async def request(self, method: str, target: str, headers: Any = (), body: bytes = b"") -> LibraryReply:
+        """As the client's; a failure is noted for the caller as well."""
+        with noting():
+            return await super().request(method, target, headers, body)
+
+
 @contextlib.contextmanager
-def _noting() -> Iterator[None]:
+def noting() -> Iterator[None]:
     """Keep what the wire met for the caller."""
     try:
         yield
@@ -149,7 +164,7 @@ class Direct:
 
     __slots__ = ("_reply",)
 
-    def __init__(self, reply: ClientReply) -> None:
+    def __init__(self, reply: IncomingReply) -> None:
         self._reply = reply
 
     def __aiter__(self) -> "Direct":

@@ -3,6 +3,7 @@
 One cache and one table of calls in flight serve them all, each server a partition of its own; limits are a server's.
 """
 
+import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from paceline.accelerate.transport import own, patience
 from paceline.accelerate.transport.binding import Binding, Source, close_soon
 from paceline.accelerate.transport.outgoing import Origin, Outgoing, RequestReader, base_url, origin_of
 from paceline.accelerate.transport.settings import TransportSettings
-from paceline.errors import Overloaded
-from paceline.wire.client import ClientLimits, HttpClient
+from paceline.errors import ConfigError, Overloaded
+from paceline.model.price import price_of
+from paceline.wire.client import ClientLimits
+from paceline.wire.clients import Client
 from paceline.wire.http import HttpRequest, Reply
 
 _READ_BYTES = 1024 * 1024  # an answer up to this size is handed to a sync client in one piece
@@ -45,7 +48,7 @@ class Answered(NamedTuple):
 
 class _Server(NamedTuple):
     url: str
-    client: HttpClient
+    client: Client
     engine: Engine | None  # None: nothing is switched on, calls go straight to the wire
 
 
@@ -70,7 +73,7 @@ class Servers:
         """True when httpx's own transport should do it all: it is needed, and no policy asks for more."""
         if self._active or origin in self._servers:
             return False
-        return self._settings.http2 or own.proxy_of(origin, self._settings) is not None
+        return own.proxy_of(origin, self._settings) is not None
 
     async def send(self, asked: Outgoing, binding: Binding) -> Answered:
         """Make a call and wait for the head of its answer. Raises UpstreamError, Overloaded, or ValueError for
@@ -102,19 +105,22 @@ class Servers:
         server = self._servers[origin] = _Server(url, client, self._engine(client, binding) if self._active else None)
         return server
 
-    def _client(self, url: str, binding: Binding) -> HttpClient:
+    def _client(self, url: str, binding: Binding) -> Client:
         scheme, _, _ = origin = origin_of(url)
         proxy = own.proxy_of(origin, self._settings)
-        if self._settings.http2 or proxy is not None:
-            own.tell_once(url, self._settings)
-            return own.BridgeClient(url, binding, self.own.get(binding, proxy))
-        return patience.PatientClient(
-            url,
-            limits=ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s),
-            tls=self.own.tls(binding) if scheme == "https" else None,
-        )
+        if proxy is not None:
+            own.tell_once(url)
+            transport = self.own.get(binding, proxy)
+            return patience.PatientLibraryClient(url, binding.module, transport, owns=False)
+        limits = ClientLimits(connections=self._settings.connections, idle_s=self._settings.idle_s)
+        tls = self.own.tls(binding) if scheme == "https" else None
+        if self._settings.http2 and tls is not None:
+            return _http2(url, limits, tls)
+        return patience.PatientClient(url, limits=limits, tls=tls)
 
-    def _engine(self, client: HttpClient, binding: Binding) -> Engine:
+    def _engine(self, client: Client, binding: Binding) -> Engine:
+        if self._first is None:
+            price_of("gpt-4o")  # loads the price list (0.2 s) now, before any caller's patience with a server counts
         # Keys hold the tenant, tenants hold the server: nothing crosses.
         engine = Engine(
             client,
@@ -171,7 +177,7 @@ async def _through(engine: Engine, url: str, asked: Outgoing) -> Answered:
     return Answered(outcome.status, outcome.headers, body)
 
 
-async def _straight(client: HttpClient, url: str, asked: Outgoing) -> Answered:
+async def _straight(client: Client, url: str, asked: Outgoing) -> Answered:
     """Call the server and nothing else."""
     head = asked.head
     told = patience.Patience(asked.connect_s, asked.read_s)
@@ -183,6 +189,15 @@ async def _straight(client: HttpClient, url: str, asked: Outgoing) -> Answered:
     if reply.done:  # small answers are all here with their head
         return Answered(reply.status, reply.headers, await reply.read())
     return Answered(reply.status, reply.headers, patience.Timed(patience.Direct(reply), asked.read_s, url))
+
+
+def _http2(url: str, limits: ClientLimits, tls: ssl.SSLContext) -> Client:
+    try:
+        from paceline.accelerate.transport.http2 import PatientHttp2Client  # optional dependency
+    except ImportError as error:
+        msg = "TransportSettings.http2 needs the h2 package: pip install 'paceline[transport]'"
+        raise ConfigError(msg) from error
+    return PatientHttp2Client(url, limits=limits, tls=tls)
 
 
 def _is_busy(server: _Server) -> bool:

@@ -9,8 +9,8 @@ class TransportSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How servers are reached. A client that is given a transport ignores its own options of these names."""
 
     verify: ssl.SSLContext | bool = True  # as httpx takes it
-    http2: bool = False  # True: through httpx's own transport, with the policy still applied
-    proxy: str | None = None  # URL; through httpx's own transport as well
+    http2: bool = False  # of https servers; not through a proxy
+    proxy: str | None = None  # URL; through httpx's own transport, with the policy still applied
     trust_env: bool = (
         True  # HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, which httpx ignores once given a transport
     )

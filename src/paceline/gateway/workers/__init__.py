@@ -1,0 +1,1 @@
+"""Several serving processes below a parent that starts, watches and replaces them."""

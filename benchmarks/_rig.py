@@ -55,12 +55,13 @@ def call(number: int | None, *, stream: bool = False) -> bytes:
     return encode_request("POST", CHAT, "127.0.0.1", HEADERS, body)
 
 
+# Looked at before this process keeps to one of them: from then on it sees no other.
+_USABLE = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def cores() -> tuple[set[int], set[int]]:
-    """For the load, for what is measured; the same where there is only one core or no affinity."""
-    if not hasattr(os, "sched_getaffinity"):
-        return set(), set()
-    usable = sorted(os.sched_getaffinity(0))
-    return {usable[0]}, {usable[-1]}
+    """For the load, for what is measured; the same where there is only one core, none where there is no affinity."""
+    return set(_USABLE[:1]), set(_USABLE[-1:])
 
 
 def pin(core: set[int], pid: int = 0) -> None:

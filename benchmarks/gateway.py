@@ -1,4 +1,4 @@
-"""CPU the gateway spends on one call, beside nginx and other gateways; and whether its memory stays flat.
+"""CPU the gateway spends on one call, beside nginx and other gateways.
 
     python -m benchmarks.gateway --json [--quick] [--litellm PATH] [--peer PATH]
 
@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from benchmarks._rig import (
     CONNECTIONS,
     Target,
@@ -35,7 +33,6 @@ from benchmarks._rig import (
     call,
     cores,
     cpu_us_per_request,
-    drive,
     free_port,
     listening,
     machine,
@@ -62,10 +59,9 @@ def main() -> None:
     args = parser.parse_args()
     load, _ = cores()
     pin(load)
-    count, rounds, many = (4000, 3, 30_000) if args.quick else (10_000, 7, 1_000_000)
+    count, rounds = (4000, 3) if args.quick else (10_000, 7)
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(Path(temporary), count, rounds, absolute(args.litellm), absolute(args.peer))
-        result["memory"] = memory(Path(temporary), many)
     print(json.dumps(result))
 
 
@@ -147,32 +143,6 @@ def rounds_of(target: Target, count: int, *, new: bool = False, stream: bool = F
         return cpu_us_per_request(target, requests)
 
     return measure_one
-
-
-def memory(folder: Path, count: int) -> dict[str, Any]:
-    """Resident memory after 10, 50 and 100 % of `count` calls: half of them hits, streams among the rest."""
-    marks = (0.1, 0.5, 1.0)
-    with contextlib.ExitStack() as stack:
-        upstream = stack.enter_context(python_upstream(cores()[0]))[1]
-        process, port = stack.enter_context(gateway(folder, upstream, SMALL))
-        rss_mb, done = [], 0
-        for mark in marks:
-            uvloop.run(drive(port, mixed(done, int(count * mark))))
-            done = int(count * mark)
-            rss_mb.append(round(process.memory_info().rss / 1e6, 1))
-    return {
-        "requests": count,
-        "rss_mb_at_10_50_100_percent": rss_mb,
-        "growth_ratio": round(rss_mb[2] / rss_mb[0], 3),
-        "late_growth_ratio": round(rss_mb[2] / rss_mb[1], 3),
-    }
-
-
-def mixed(first: int, last: int) -> Iterator[bytes]:
-    """Calls number `first` to `last`: every second one seen before, every tenth streamed."""
-    again = call(None)
-    for number in range(first, last):
-        yield again if number % 2 else call(number, stream=number % 10 == 0)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PEERS := litellm[proxy]==1.106.2 sglang-router==0.3.2 aiocache==0.12.3 cashews==7.6.0 diskcache==5.6.3 \
   redis[hiredis]==8.1.0 uvloop==0.23.0
+LLM_PEERS := aiperf==0.13.0
 BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py benchmarks/peers.py benchmarks/_%.py,$(wildcard benchmarks/*.py)))
 
 .PHONY: demo test thorough check bench bench-peers docs setup setup-dev format clean
@@ -28,8 +29,8 @@ check: $(VENV)/dev.ready
 bench: $(VENV)/dev.ready
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
 
-bench-peers: $(VENV)/dev.ready $(VENV)-peers/ready
-	$(BIN)/python -m benchmarks.peers --json --locust $(BIN)/locust
+bench-peers: $(VENV)/dev.ready $(VENV)-peers/ready $(VENV)-llm-peers/ready
+	$(BIN)/python -m benchmarks.peers --json --locust $(BIN)/locust --aiperf $(VENV)-llm-peers/bin/aiperf
 	$(BIN)/python -m benchmarks.gateway --json --litellm $(VENV)-peers/bin/litellm --peer $(VENV)-peers/bin/sglang-router
 	$(BIN)/python -m benchmarks.cache --json --peers $(VENV)-peers/bin/python
 
@@ -37,6 +38,12 @@ $(VENV)-peers/ready: Makefile
 	@echo "Installing the tools to compare with, apart (once; about 800 MB) ..."
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	@touch $@
+
+$(VENV)-llm-peers/ready: Makefile
+	@echo "Installing AIPerf, apart from the others (once; 1.2 GB) ..."
+	$(PYTHON) -m venv $(VENV)-llm-peers
+	$(VENV)-llm-peers/bin/python -m pip install --quiet --disable-pip-version-check $(LLM_PEERS)
 	@touch $@
 
 docs: $(VENV)/dev.ready
@@ -65,4 +72,4 @@ $(VENV)/dev.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/demo.ready
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-llm-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build

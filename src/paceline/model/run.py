@@ -29,7 +29,7 @@ class ScenarioInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     name: str
     model: str  # "closed" (users) or "open" (arrivals)
     users: int | None = None
-    ramp_s: float = 0.0  # users start evenly over this time
+    ramp_s: float = 0.0  # one user starts in each of `users` equal parts of it
     think_s: float = 0.0
     rate_per_s: float | None = None
     arrivals: str = "constant"  # "constant", "poisson", "gamma" or "replay"

@@ -287,6 +287,8 @@ def _usage_of(raw: _Usage) -> Usage | None:
         return None
     given = raw.prompt_tokens_details or raw.input_tokens_details or _NO_DETAILS
     made = raw.completion_tokens_details or raw.output_tokens_details or _NO_DETAILS
+    if given is made:  # no details of either
+        return Usage(input_tokens=read, output_tokens=written or 0)
     return Usage(
         input_tokens=read,
         output_tokens=written or 0,  # embeddings write nothing

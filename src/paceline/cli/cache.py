@@ -126,7 +126,7 @@ def _print(action: str, done: dict[str, Any]) -> None:
         "unkeyed": "answers left out because the policy does not keep such calls",
         "written": "answers written",
     }.items():
-        if name in done and (done[name] or name != "unkeyed"):
+        if name in done and (done[name] or name not in ("unkeyed", "too_old")):
             print(f"{done[name]} {what}")
     if action == "stats":
         for row in done["levels"]:

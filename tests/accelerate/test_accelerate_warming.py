@@ -81,7 +81,7 @@ def test_what_one_gateway_answered_another_has(tmp_path: Path, capsys: pytest.Ca
     assert b"sk-secret" not in file.read_bytes()
     capsys.readouterr()
     assert cli(["cache", "warm", str(run), "--policy", str(policy)]) == 0
-    assert capsys.readouterr().out.startswith("2 answers stored\n0 answers left out because they have become too old\n")
+    assert capsys.readouterr().out == "2 answers stored\n"
     uvloop.run(asyncio.wait_for(use(), 60))
 
 

@@ -112,6 +112,7 @@ def test_users_start_one_in_each_part_of_the_ramp_and_out_of_step() -> None:
     """At even distances those a whole number of answers apart would send together for as long as the run lasts."""
     starts_s = [stay.start_s for stay in stays(Scenario(name="s", users=400, ramp_s=0.5, duration_s=10))]
     assert [int(at_s / 0.5 * 400) for at_s in starts_s] == list(range(400))
+    assert starts_s[0] == 0.0  # a long ramp of few users does not begin with nobody
     phases = Counter(int(at_s % 0.05 / 0.00125) for at_s in starts_s)
     assert len({round(at_s % 0.05, 6) for at_s in starts_s}) > 390
     assert max(phases.values()) <= 2 * 10

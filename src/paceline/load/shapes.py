@@ -112,15 +112,15 @@ def stays(scenario: Scenario) -> list[Stay]:
     """When each user of a closed scenario starts and stops, ordered by start, at the provider's pace.
 
     A place in the list is a user: who comes back after a burst is somebody new. Without a shape: all until `duration_s`
-    (infinity without one), one starting in each of `users` equal parts of `ramp_s`, at a random moment of it that the
-    seed decides. Started at even distances, users of a target whose answers take equally long would stay in step: those
+    (infinity without one), the first starting at once and one in each further of `users` equal parts of `ramp_s`, at a
+    random moment of it that the seed decides. Started at even distances, users of a target whose answers take equally long would stay in step: those
     a whole number of answers apart would send at the same moment for as long as the run lasts.
     """
     users = scenario.users or 0
     if not scenario.shape:
         phase = random.Random(f"{scenario.seed}:phase").random
         end_s = math.inf if scenario.duration_s is None else scenario.duration_s
-        return [Stay((i + phase()) * scenario.ramp_s / users, end_s) for i in range(users)]
+        return [Stay((i + phase() if i else 0.0) * scenario.ramp_s / users, end_s) for i in range(users)]
     return _shaped_stays(legs(scenario.shape))
 
 

@@ -344,6 +344,7 @@ class MessageReader(EventReader):
 
     def result(self) -> ReplyInfo:
         """What the answer said so far. Before its end the provider has counted the prompt only, so we count."""
+        self._read_on()
         usage = _usage_of(self._usage)
         if usage is not None and self.finish is None:
             written = self._thought_tokens + estimate_tokens("".join(self.texts))

@@ -14,6 +14,7 @@ from paceline.wire.tokens import estimate_bytes, estimate_tokens
 LLM, EMBEDDING, COUNT = "llm", "embedding", "count_tokens"
 SYSTEM_ROLES = ("system", "developer")
 _TEMPLATE_CHARS, _TEMPLATE_START = 80, 320
+_UNREAD_BYTES = 32 * 1024  # of a stream, passed on and not read yet
 _DIGITS = re.compile(r"\d+")
 encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder().decode
@@ -94,6 +95,8 @@ class EventReader:
 
     def __init__(self) -> None:
         self._parser: SseParser | None = None
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self.texts: list[str] = []
         self.usage: Usage | None = None
         self.usage_partial = False
@@ -108,16 +111,34 @@ class EventReader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the body, cut anywhere. Never raises; what it cannot read makes the answer incomplete."""
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _UNREAD_BYTES:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read what was fed since: all at once, for in the moment a piece passes its caller waits for it."""
+        if not self._unread:
+            return
+        data = b"".join(self._unread)
+        self._unread.clear()
+        self._unread_bytes = 0
+        if self._parser is None:
+            self._parser = SseParser()
         try:
-            if self._parser is None:
-                self._parser = SseParser()
-            for event in self._parser.feed(data):
-                self.take(event)
-        except (ValueError, RecursionError):
+            events = self._parser.feed(data)
+        except ValueError:
             self.error = self.error or UNREADABLE
+            return
+        for event in events:
+            try:
+                self.take(event)
+            except (ValueError, RecursionError):
+                self.error = self.error or UNREADABLE
 
     def result(self) -> ReplyInfo:
         """What the answer said so far; `complete` once its final event was seen."""
+        self._read_on()
         return ReplyInfo(
             usage=self.usage,
             usage_partial=self.usage_partial,

@@ -346,6 +346,7 @@ class ChunkReader(EventReader):
 
     def result(self) -> ReplyInfo:
         """What the answer said so far; an array is read here, whole or as far as it came."""
+        self._read_on()
         if self._array:
             data, self._array = b"".join(self._array), []
             for chunk in self._chunks(data):

@@ -113,8 +113,9 @@ def stays(scenario: Scenario) -> list[Stay]:
 
     A place in the list is a user: who comes back after a burst is somebody new. Without a shape: all until `duration_s`
     (infinity without one), the first starting at once and one in each further of `users` equal parts of `ramp_s`, at a
-    random moment of it that the seed decides. Started at even distances, users of a target whose answers take equally long would stay in step: those
-    a whole number of answers apart would send at the same moment for as long as the run lasts.
+    random moment of it that the seed decides. Started at even distances, users of a target whose answers take equally
+    long would stay in step: those a whole number of answers apart would send at the same moment for as long as the run
+    lasts.
     """
     users = scenario.users or 0
     if not scenario.shape:

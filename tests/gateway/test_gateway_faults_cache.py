@@ -11,7 +11,7 @@ import pytest
 from tests.gateway.builders import COMPLETION, EVENTS, JSON, PLAIN, SHARING, STREAM, bench
 from tests.wire.builders import STREAM_HEAD, Step, chunk, ok, run
 
-from paceline.accelerate import sharing
+from paceline.accelerate import leading
 from paceline.accelerate.cache import CachePolicy, FleetPolicy, HostPolicy
 from paceline.accelerate.policy import Policy
 from paceline.errors import UpstreamBroken
@@ -120,8 +120,8 @@ def test_a_full_disk_under_the_host_level_fails_no_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_endless_answer_is_not_gathered_without_end(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is shared or kept is held in memory, so it has a bound: then the call fails, and the next succeeds."""
-    assert sharing.MOST_BYTES == 64 << 20
-    monkeypatch.setattr(sharing, "MOST_BYTES", 1_000_000)
+    assert leading.MOST_BYTES == 64 << 20
+    monkeypatch.setattr(leading, "MOST_BYTES", 1_000_000)
     piece = b"x" * 50_000
     head = STREAM_HEAD if stream else ok(b"", JSON).replace(b"content-length: 0", b"content-length: 1000000000")
 

@@ -35,7 +35,7 @@ STALL_EVERY_S, STALL_S = 10.0, 1.0
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 50
 _SO_TIMESTAMPNS = 35
 _TIME = struct.Struct("@qq")
-_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+_ANSWER = b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n{}"  # ab speaks HTTP/1.0
 _STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 

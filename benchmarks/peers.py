@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers --json [--quick] [--locust PROGRAM] [--aiperf PROGRAM]
 
-load     100 requests/s at a server that stalls 1 s in every 10: P95 and P99 that Locust, wrk and Paceline report,
-         against the server's own record of what every request met; and what `paceline load --locust` makes of
-         Locust's users
+load     100 requests/s at a server that stalls 1 s in every 10: P95 and P99 that Locust, wrk, ab, hey and Paceline
+         report, against the server's own record of what every request met; and what `paceline load --locust` makes of
+         Locust's users. wrk, ab and hey are asked for where they are installed (Debian: wrk, apache2-utils, hey)
 closed   32 users at nginx, each sending the next request at once: requests per CPU-second of wrk, of Locust with its
          fast client, and of Paceline. Locust's start is left out: the longer of two runs counts, less the shorter.
 streams  100 streams/s of 50 tokens: time to first token that AIPerf and Paceline report, against the server's record;
@@ -90,8 +90,9 @@ def load(seconds: int, locust: str | None) -> dict[str, dict[str, float] | str]:
     found["paceline"] = against([q * 1e3 for q in quantiles(latencies, [0.95, 0.99])], true_ms, len(latencies))
     found["locust"] = run_locust(locust, seconds, true_ms) if locust else "not installed"
     found |= locust_recorded(seconds, true_ms)
-    wrk = shutil.which("wrk")
-    found["wrk"] = run_wrk(wrk, seconds, true_ms) if wrk else "not installed"
+    for name, run in {"wrk": run_wrk, "ab": run_ab, "hey": run_hey}.items():
+        program = shutil.which(name)
+        found[name] = run(program, seconds, true_ms) if program else "not installed"
     return found
 
 
@@ -136,6 +137,27 @@ def run_wrk(program: str, seconds: int, true_ms: list[float]) -> dict[str, float
     assert count is not None
     p99_ms = float(p99[1]) * WRK_UNITS_MS[p99[2]]
     return {"requests": int(count[1]), "p99_ms": p99_ms, "p99_error_ratio": p99_ms / true_ms[1] - 1}
+
+
+def run_ab(program: str, seconds: int, true_ms: list[float]) -> dict[str, float]:
+    """Ten connections as fast as they go: ab has no rate either, and says whole milliseconds."""
+    with witness("stalls", 0.005) as url:
+        command = [program, "-q", "-k", "-c", "10", "-t", str(seconds), "-n", "10000000", f"{url}/"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    quantile_ms = {name: float(ms) for name, ms in re.findall(r"^ +(95|99)%\s+(\d+)", said, re.MULTILINE)}
+    count = re.search(r"Complete requests:\s+(\d+)", said)
+    assert count is not None
+    return against([quantile_ms["95"], quantile_ms["99"]], true_ms, int(count[1]))
+
+
+def run_hey(program: str, seconds: int, true_ms: list[float]) -> dict[str, float]:
+    """Ten workers that each want to send ten requests a second."""
+    with witness("stalls", 0.005) as url:
+        command = [program, "-z", f"{seconds}s", "-c", "10", "-q", "10", f"{url}/"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    quantile_s = {name: float(s) for name, s in re.findall(r"(95|99)%+ in ([\d.]+) secs", said)}
+    count = sum(int(number) for number in re.findall(r"^\s+\[\d+\]\s+(\d+) responses", said, re.MULTILINE))
+    return against([quantile_s["95"] * 1e3, quantile_s["99"] * 1e3], true_ms, count)
 
 
 def closed(seconds: int, locust: str | None) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Answers whose head a server gave before are recognised without parsing it.
 
 Servers that write nothing of the call into the head (vLLM, Ollama, nginx, most of one's own) say the same head again
-but for the digits of content-length, and the date once a second. A whole answer with a known head costs three
-comparisons of bytes; parsing it costs ten times that. Anything that differs is parsed.
+but for the digits of content-length, and the date once a second. Reading a whole answer with a known head costs about
+what parsing it does; it spares what follows from the head, which is worked out once. Anything that differs is parsed.
 """
 
 import re

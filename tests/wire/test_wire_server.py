@@ -1,13 +1,17 @@
 """The server protocol over real sockets."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 from tests.wire.builders import raw, run, serving, until
 
 from paceline.errors import ConfigError
+from paceline.wire.client import HttpClient
+from paceline.wire.connection import Connection
 from paceline.wire.http import Handler, HttpRequest, Reply
+from paceline.wire.intake import Intake
 from paceline.wire.server import serve
 
 
@@ -411,3 +415,28 @@ def test_expect_continue_is_answered_before_the_body() -> None:
     answer = run(main())
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert answer.endswith(b"POST hi")
+
+
+def test_closed_connections_leave_nothing_to_the_garbage_collector() -> None:
+    """A parser holds its owner's callbacks: that ring is opened, on both sides, when the connection is gone."""
+
+    def alive() -> int:
+        return sum(isinstance(each, Intake | Connection) for each in gc.get_objects())
+
+    async def main() -> None:
+        async with serving(echo) as server:
+            for _ in range(5):
+                client = HttpClient(f"http://127.0.0.1:{server.port}")
+                reply = await client.request("POST", "/x", [], b"hello")
+                assert await reply.read() == b"POST hello"
+                await client.close()
+                del client, reply
+            await until(lambda: alive() == before)
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()

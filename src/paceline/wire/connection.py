@@ -197,6 +197,7 @@ class Connection(asyncio.Protocol):
         elif self._exchange is not None:
             reason = f": {exc}" if exc else ""
             self._finish(ConnectionResetError(f"the connection was closed before the answer was complete{reason}"))
+        del self._parser  # it holds our callbacks: kept, both would be left to the garbage collector
 
     def on_message_begin(self) -> None:
         """Called by the parser, as are the following: an answer starts."""

@@ -131,6 +131,11 @@ class Intake:
         if self.refusal is not None:
             self._known = None
 
+    def close(self) -> None:
+        """Nothing more comes. The parser holds our callbacks: kept, we and it would be left to the garbage collector."""
+        self._known = None
+        del self._parser
+
     def _count(self, received_bytes: int) -> None:
         """Bound what the parser swallows without a word: an endless header, chunk extensions, trailers."""
         self._received_bytes += received_bytes

@@ -99,6 +99,7 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop, last."""
         self._ended = True
+        self._intake.close()
         self._service.sessions.discard(self)
         self._queue.clear()
         if self.active is not None:

@@ -212,7 +212,8 @@ class Bench:
     def record(self, path: str, body: bytes, headers: list[tuple[bytes, bytes]], caller: Caller | None) -> CallRecord:
         """A record as the engine makes it."""
         said = read_directives("POST", path, headers, caller.tenant if caller is not None else None)
-        record = CallRecord(self.finished.append, RunClock(), "POST", said.path, said.kind, None)
+        clock = RunClock()
+        record = CallRecord(self.finished.append, clock, "POST", said.path, said.kind, None, clock.now_ns())
         record.caller = caller
         record.asked = self.reader.read(said, path, body) if said.dialect is not None else None
         self.records.append(record)

@@ -139,7 +139,7 @@ def test_the_same_question_has_the_same_hash() -> None:
 
 
 def finished_call() -> CallRecord:
-    record = CallRecord(lambda _: None, FakeClock(), "GET", "/v1/models", "", None)
+    record = CallRecord(lambda _: None, FakeClock(), "GET", "/v1/models", "", None, FakeClock().now_ns())
     record.finish()
     return record
 

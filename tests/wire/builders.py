@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import uvloop
 from tests.patience import PATIENCE_S
 
-from paceline.wire.http import Handler
+from paceline.wire.http import Handler, HttpRequest
+from paceline.wire.intake import Intake
 from paceline.wire.server import Server, ServerLimits, serve
 
 T = TypeVar("T")
@@ -28,6 +29,11 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             return await main
 
     return uvloop.run(bounded())
+
+
+def known(intake: Intake, data: bytes) -> HttpRequest | None:
+    """The request in `data` where a session would take it without the parser."""
+    return None if intake.known_head is None else intake.known_head.request(data)
 
 
 async def raw(port: int, data: bytes) -> bytes:

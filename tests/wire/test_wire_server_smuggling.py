@@ -7,7 +7,7 @@ RFC 9112 and 9110, "HTTP Desync Attacks" (Kettle 2019, 2022), llhttp's and Node'
 import re
 
 import pytest
-from tests.wire.builders import raw, run, serving, until
+from tests.wire.builders import known, raw, run, serving, until
 
 from paceline.wire.http import HttpRequest, Reply
 from paceline.wire.intake import Intake, ServerLimits
@@ -175,7 +175,7 @@ def test_refused_however_it_is_cut(data: bytes, status: int, cut: int) -> None:
     sent = get() + data + HIDDEN
     for start in range(0, len(sent), cut):
         piece = sent[start : start + cut]
-        assert intake.known(piece) is None
+        assert known(intake, piece) is None
         intake.feed(piece)
     assert intake.refusal is not None
     assert intake.refusal.status == status

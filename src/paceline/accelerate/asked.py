@@ -45,11 +45,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     tenant: bytes
     key: bytes | None = None  # None: the policy shares no answers, or this call cannot be answered by another's
     attributes: dict[str, AttributeValue] = {}  # what its span says whatever comes of it
-    name: str  # of its span, where somebody wants details
     fingerprint: str | None = None
     group: str | None = None  # of deployments that serve it; None: those of its model
     trimmed: dict[str, int] = {}  # estimated tokens taken out of the prompt, by technique
     prefix: PromptPrefix | None = None  # for the watch, where it watches
+
+    @property
+    def name(self) -> str:
+        """Of its span."""
+        kind = self.info.kind
+        return f"{'chat' if kind == LLM else kind} {self.info.model or 'unknown'}"
 
 
 def input_tokens(asked: Asked) -> int:
@@ -114,7 +119,6 @@ class AskedReader:
             body=body,
             tenant=said.tenant,
             key=self._key(said, dialect, path, call, dialect.canonical(call)) if shared else None,
-            name=_name(said.kind, info),
         )
 
     def _work_out(self, said: Directives, target: str, body: bytes, caller: str | None) -> Asked:
@@ -152,7 +156,6 @@ class AskedReader:
             tenant=said.tenant,
             key=self._key(said, dialect, path, call, canon) if self._policy.shares and not info.stateful else None,
             attributes=_attributes(info),
-            name=_name(kind, info),
             fingerprint=fingerprint,
             group=group,
             trimmed=trimmed,
@@ -180,7 +183,7 @@ def _glance(said: Directives, target: str, body: bytes) -> Asked:
     else:
         fields = {"model": seen.model, "stream": seen.stream}
         info = _outline(said, dialect.model_of(path, fields), dialect.is_stream(path, fields), body)
-    return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant, name=_name(said.kind, info))
+    return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant)
 
 
 def _outline(said: Directives, model: str | None, stream: bool, body: bytes, *, stateful: bool = False) -> CallInfo:
@@ -192,10 +195,6 @@ def _outline(said: Directives, model: str | None, stream: bool, body: bytes, *, 
 def _after(before: CallInfo, now: CallInfo) -> CallInfo:
     """The changed call, under the template it was written by: rules and reports know it by that."""
     return msgspec.structs.replace(now, template_hash=before.template_hash)
-
-
-def _name(kind: str, info: CallInfo) -> str:
-    return f"{'chat' if kind == LLM else kind} {info.model or 'unknown'}"
 
 
 def _attributes(info: CallInfo) -> dict[str, AttributeValue]:

@@ -87,7 +87,10 @@ class Engine:
         if said is None:
             tenant = caller.tenant if caller is not None else None
             said = request.notes[self] = read_directives(request.method, request.target, request.headers, tenant)
-        record = CallRecord(self._listener, self._clock, request.method, said.path, said.kind, said.traceparent)
+        clock = self._clock
+        record = CallRecord(
+            self._listener, clock, request.method, said.path, said.kind, said.traceparent, clock.now_ns()
+        )
         record.caller = caller
         if said.dialect is None:
             return self._pass(request, record)
@@ -150,7 +153,9 @@ class Engine:
 
     def _hit(self, found: Found, key: bytes, request: HttpRequest, said: Directives, record: CallRecord) -> Reply:
         if found.wants_refresh:
-            again = CallRecord(self._listener, self._clock, request.method, said.path, said.kind, said.traceparent)
+            again = CallRecord(
+                self._listener, record.clock, record.method, said.path, said.kind, said.traceparent, record.start_ns
+            )
             again.caller, again.step, again.asked = record.caller, record.step, record.asked
             self._shared.refresh(request, key, said, again)
         record.shared("hit", 200, found.value.cost_usd, found.level)

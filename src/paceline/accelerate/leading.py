@@ -104,10 +104,7 @@ class Leading:
 class Led(Pending[Reply]):
     """The reply to the caller who began the call, as long as that needs no task."""
 
-    __slots__ = ("_begun", "_follower", "_leading")
-
     def __init__(self, leading: Leading, begun: Begun) -> None:
-        super().__init__()
         self._leading = leading
         self._begun = begun
         self._follower = Follower(leading.flight, None)

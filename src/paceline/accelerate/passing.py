@@ -21,10 +21,7 @@ FAILURES = (UpstreamError, Overloaded)
 class PassedOn(Pending[Reply]):
     """The reply of a call that was begun: its answer when all of it came, else what `pass_on` makes of it."""
 
-    __slots__ = ("_begun", "_record", "_request")
-
     def __init__(self, begun: Begun, request: HttpRequest, record: CallRecord) -> None:
-        super().__init__()
         self._begun = begun
         self._request = request
         self._record = record

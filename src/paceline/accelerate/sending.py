@@ -52,7 +52,7 @@ class Sender:
     async def _send_joined(self, request: HttpRequest) -> Reply:
         """Several callers' calls in one, which is nobody's: each caller's own record counts its part."""
         said = read_directives(request.method, request.target, request.headers)
-        record = CallRecord(_nobody, self._clock, request.method, said.path, said.kind, None)
+        record = CallRecord(_nobody, self._clock, request.method, said.path, said.kind, None, self._clock.now_ns())
         record.taken = RouteTaken()
         if said.dialect is None:
             answer = await self.dispatcher.send(request, record, record.taken)

@@ -21,7 +21,7 @@ _WITH_BODY = ("POST", "PUT", "PATCH")  # methods that say how long their body is
 class Exchange(Protocol):
     """Who hears of one request's answer. Called from the event loop; `on_done` exactly once, last.
 
-    One that also has `on_whole(status, headers, pieces, reusable)` hears of an answer that came in one piece by that
+    One that also has `on_whole(status, headers, body, reusable)` hears of an answer that came in one piece by that
     alone.
     """
 
@@ -165,9 +165,8 @@ class Connection(asyncio.Protocol):
             found = self.known.read(data)
             if found is not None:
                 self._status, self._headers, body = found
-                self._pieces.append(body)
                 self._keep_alive = True
-                self._report_whole()
+                self._report_whole(body)
                 return
         try:
             self._parser.feed_data(data)
@@ -179,7 +178,10 @@ class Connection(asyncio.Protocol):
             if self._complete and not self._reported:
                 if begins and self._keep_alive:
                     self.known.remember(data, self._status, self._headers, self._pieces)
-                self._report_whole()
+                pieces = self._pieces
+                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
+                self._report_whole(body)
             elif not self._in_head:
                 self._report()
                 if self._complete:
@@ -229,18 +231,19 @@ class Connection(asyncio.Protocol):
 
     # --- reporting -----------------------------------------------------------------------------------------------
 
-    def _report_whole(self) -> None:
+    def _report_whole(self, body: bytes) -> None:
         """Report an answer that came in one piece, in one call where the exchange wants it so."""
         exchange = self._exchange
         on_whole = getattr(exchange, "on_whole", None)
         if on_whole is None or exchange is None:
+            if body:
+                self._pieces.append(body)
             self._report()
             self._finish(None)
             return
         self._exchange = None
-        body = self._pieces.copy()
-        self._pieces.clear()
-        on_whole(self._status, self._headers, body, self._settle())
+        reusable = self._keep_alive and not self.closed
+        on_whole(self._status, self._headers, body, reusable or self._settle())
 
     def _report(self) -> None:
         """Report what has been parsed. The exchange may abort in between."""

@@ -15,11 +15,13 @@ class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):
     """Headers together with their `lines` as they are sent; for those that go out more than once."""
 
     lines: bytes
+    has_length: bool  # a content-length is among them
 
     def plus(self, name: bytes, value: bytes) -> "EncodedHeaders":
-        """These and one more, whose name and value are known to hold no line break."""
+        """These and one more (no content-length), whose name and value are known to hold no line break."""
         more = EncodedHeaders((*self, (name, value)))
         more.lines = b"%b%b: %b\r\n" % (self.lines, name, value)
+        more.has_length = self.has_length
         return more
 
 
@@ -27,6 +29,7 @@ def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
     """These headers, encoded once. ValueError when one holds a line break: it would be a second header or message."""
     encoded = EncodedHeaders(headers)
     encoded.lines = header_lines(headers)
+    encoded.has_length = has_header(headers, b"content-length")
     return encoded
 
 
@@ -78,9 +81,8 @@ def encode_whole(
     with_body: bool = True,
 ) -> bytes:
     """An answer that is all here. A list is sent as chunks where the client knows them (`chunks`)."""
-    is_usual = keep_alive and with_body and status == 200 and not isinstance(body, list)
-    if is_usual and isinstance(headers, EncodedHeaders) and not has_header(headers, b"content-length"):
-        assert isinstance(body, bytes)  # noqa: S101 - narrows the type
+    is_usual = keep_alive and with_body and status == 200
+    if is_usual and isinstance(body, bytes) and isinstance(headers, EncodedHeaders) and not headers.has_length:
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (_OK, headers.lines, len(body), body)
     framing = b""
     if isinstance(body, list):

@@ -85,7 +85,6 @@ class Intake:
         "_body_bytes",
         "_chunked",
         "_headers",
-        "_known",
         "_limits",
         "_parser",
         "_peer",
@@ -93,6 +92,7 @@ class Intake:
         "_target",
         "_version",
         "expects_continue",
+        "known_head",
         "refusal",
         "requests",
         "stage",
@@ -102,15 +102,12 @@ class Intake:
         self._limits = limits
         self._peer = peer
         self._parser = httptools.HttpRequestParser(self)
-        self._known: KnownHead | None = None
+        # Of the request before, while none is being received: what is one whole request with that head need not be fed.
+        self.known_head: KnownHead | None = None
         self.requests: list[HttpRequest] = []
         self.refusal: Refusal | None = None
         self.stage = IDLE
         self.expects_continue = False  # the client waits for "100 Continue" before it sends the body
-
-    def known(self, data: bytes) -> HttpRequest | None:
-        """The request in `data` if it is one whole request with the head of the one before; else `feed` it."""
-        return self._known.request(data) if self._known is not None and self.stage == IDLE else None
 
     def feed(self, data: bytes) -> None:
         """Read on. After a refusal nothing is read any more."""
@@ -128,12 +125,10 @@ class Intake:
                     self._remember(data, self.requests[-1])
             else:
                 self._count(len(data))
-        if self.refusal is not None:
-            self._known = None
 
     def close(self) -> None:
-        """Nothing more comes. The parser holds our callbacks: kept, we and it would be left to the garbage collector."""
-        self._known = None
+        """Nothing more comes. The parser holds our callbacks: kept, both would be left to the garbage collector."""
+        self.known_head = None
         del self._parser
 
     def _count(self, received_bytes: int) -> None:
@@ -150,6 +145,7 @@ class Intake:
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self.stage = HEAD
+        self.known_head = None
         self._body_bytes = self._received_bytes = 0
         self._chunked = self.expects_continue = False
         self._target = b""
@@ -253,7 +249,6 @@ class Intake:
 
     def _remember(self, data: bytes, request: HttpRequest) -> None:
         """Keep the head of a request that came in one piece, unless it asks for something of its own."""
-        self._known = None
         if not request.keep_alive or not request.chunks or self._chunked or self.expects_continue:
             return
         head = data[: len(data) - len(request.body)]
@@ -262,4 +257,4 @@ class Intake:
             return
         start, end = length.span(1)
         bare = HttpRequest(request.method, request.target, request.headers, b"", peer=request.peer, notes=request.notes)
-        self._known = KnownHead(bare, head[:start], head[start:end], head[end:], self._limits.body_bytes)
+        self.known_head = KnownHead(bare, head[:start], head[start:end], head[end:], self._limits.body_bytes)

@@ -117,7 +117,7 @@ class OpenAI:
             truncated=finish in _LENGTH,
             finish=finish,
             model=word(reply.model),
-            error=_error_type(reply.error),
+            error=_error_type(reply.error) if reply.error else None,
         )
 
     def stream_reader(self) -> "StreamReader":

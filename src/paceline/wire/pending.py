@@ -18,13 +18,11 @@ class Pending(Generic[T]):
     is, it holds nothing any more.
     """
 
-    __slots__ = ("_error", "_is_ready", "_tell", "value")
-
-    def __init__(self) -> None:
-        self.value: T | None = None  # where it went well
-        self._error: Exception | None = None
-        self._is_ready = False
-        self._tell: Callable[[], None] | None = None
+    # Of the class until they differ: every call makes two of these, and a call of `__init__` costs more than the rest.
+    value: T | None = None  # where it went well
+    _error: Exception | None = None
+    _is_ready = False
+    _tell: Callable[[], None] | None = None
 
     def on_ready(self, tell: Callable[[], None]) -> None:
         """Call `tell` once it is ready: in the same moment when it is already."""

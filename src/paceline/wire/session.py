@@ -85,7 +85,8 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
-        request = self._intake.known(data)
+        known = self._intake.known_head
+        request = known.request(data) if known is not None else None
         if request is None:
             self._read(data)
         elif self.active is None and self._drained is None and not (self._queue or self._ended or self._refused):

@@ -42,7 +42,7 @@ def call(
     error: str | None = None,
 ) -> CallRecord:
     """A finished call, not told to anybody."""
-    record = CallRecord(lambda _: None, FakeClock(), "POST", CHAT, LLM, None)
+    record = CallRecord(lambda _: None, FakeClock(), "POST", CHAT, LLM, None, FakeClock().now_ns())
     record.asked = Asked(
         dialect=OPENAI,
         info=CallInfo(kind=LLM, model=model),
@@ -51,7 +51,6 @@ def call(
         tenant=b"",
         key=None,
         attributes={},
-        name="",
     )
     record.step, record.outcome, record.status, record.error = step, outcome, 200, error
     record.end_ns = record.start_ns + round(ms * 1e6)

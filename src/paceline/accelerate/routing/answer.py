@@ -23,13 +23,17 @@ class Answer:
     __slots__ = ("_attempt", "_is_read", "_over", "_ready", "_record", "_reply", "headers", "status", "stream")
 
     def __init__(
-        self, reply: IncomingReply, record: CallRecord, attempt: Attempt | None, *, body: bytes | None = None
+        self,
+        reply: IncomingReply,
+        record: CallRecord,
+        attempt: Attempt | None,
+        kind: tuple[bool, bool],
+        body: bytes | None = None,
     ) -> None:
-        """`attempt` None: nothing is limited or watched. `body`: all of it, where it is here already."""
+        """`attempt` None: nothing is limited or watched. `kind`: its `kind_of`. `body`: all of it, if it is here."""
         self.status = reply.status
         self.headers = reply.headers
-        self.stream, encoded = answer_kind(reply.headers)
-        self.stream = self.stream or _is_array_stream(reply, record)
+        self.stream, encoded = kind
         self._reply = reply
         self._record = record
         self._attempt = attempt
@@ -89,11 +93,14 @@ class Answer:
         return body
 
     def whole_now(self) -> bytes:
-        """The whole body of an answer that was made with it."""
-        ready = self._ready
-        body = ready[0] if ready else b""
-        self._record.saw(body)
-        self._end(None)
+        """The whole body of a plain answer that was made with it."""
+        body = self._ready[0] if self._ready else b""
+        self._over = True
+        try:
+            self._record.saw_all(body)
+        finally:
+            if self._attempt is not None:
+                self._give_back(self._attempt, None)
         return body
 
     async def forward(self, take: Take) -> None:
@@ -125,28 +132,29 @@ class Answer:
         if self._over:
             return
         self._over = True
-        record, attempt = self._record, self._attempt
         try:
-            record.finish(None if error is None else error_name(error))
+            self._record.finish(None if error is None else error_name(error))
         finally:
-            if attempt is not None:
-                usage = record.usage
-                attempt.end(
-                    failed=_speaks_against(attempt, error),
-                    tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
-                    output_tokens=None if usage is None else usage.output_tokens,
-                )
+            if self._attempt is not None:
+                self._give_back(self._attempt, error)
+
+    def _give_back(self, attempt: Attempt, error: BaseException | None) -> None:
+        usage = self._record.usage
+        attempt.end(
+            failed=_speaks_against(attempt, error),
+            tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
+            output_tokens=None if usage is None else usage.output_tokens,
+        )
 
 
-def streams(reply: IncomingReply, record: CallRecord) -> bool:
-    """True for an answer that comes as a stream of events."""
-    return answer_kind(reply.headers)[0] or _is_array_stream(reply, record)
-
-
-def _is_array_stream(reply: IncomingReply, record: CallRecord) -> bool:
-    """Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that."""
+def kind_of(reply: IncomingReply, record: CallRecord) -> tuple[bool, bool]:
+    """Whether an answer comes as a stream of events, and whether it is compressed."""
+    kind = answer_kind(reply.headers)
     asked = record.asked
-    return asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200
+    # Gemini's streams are one long JSON array unless asked for as events, and their type says no more than that.
+    if asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200:
+        return True, kind[1]
+    return kind
 
 
 def _speaks_against(attempt: Attempt, error: BaseException | None) -> bool | None:

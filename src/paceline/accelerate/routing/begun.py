@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.routing.answer import Answer, streams
+from paceline.accelerate.routing.answer import Answer, kind_of
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.wire.client import ClientReply
 from paceline.wire.pending import Pending
@@ -15,7 +15,7 @@ class Begun(Pending[Answer]):
     """Ready with the answer when all of it came and was no refusal; or, where nothing could be done about a failure,
     when a stream begins. Anything else is dealt with by `go_on`, in the task of whoever awaits it then."""
 
-    __slots__ = ("_attempt", "_go_on", "_has_head", "_record", "_reply")
+    _has_head = False
 
     def __init__(
         self,
@@ -25,18 +25,16 @@ class Begun(Pending[Answer]):
         go_on: Callable[[], Awaitable[Answer]],
     ) -> None:
         """`attempt` None: nothing can be done about a failure, any answer is the caller's."""
-        super().__init__()
         self._reply = reply
         self._record = record
         self._attempt = attempt
         self._go_on = go_on
-        self._has_head = False
-        reply.listen(self._heard)
+        reply.listener = self._heard
 
     def cancel(self) -> None:
         """Nobody wants it any more."""
         super().cancel()
-        self._reply.listen(None)
+        self._reply.listener = None
         if self._attempt is not None:
             self._attempt.end()
         else:
@@ -45,25 +43,27 @@ class Begun(Pending[Answer]):
     def _heard(self) -> None:
         reply, attempt = self._reply, self._attempt
         is_good = reply.error is None and 0 < reply.status < (_ANY if attempt is None else 400)
-        if is_good and not streams(reply, self._record):
-            if reply.done:
-                self._take(reply, attempt, whole=True)
+        if is_good:
+            kind = kind_of(reply, self._record)
+            if kind[0]:
+                if attempt is None:
+                    self._take(reply, None, kind, None)
+                    return
+            elif reply.done:
+                self._take(reply, attempt, kind, reply.read_now())
                 return
-            if not self._has_head and is_small(reply):
+            elif not self._has_head and is_small(reply):
                 self._has_head = True  # the rest is on its way
                 return
-        elif is_good and attempt is None:
-            self._take(reply, None, whole=False)
-            return
-        reply.listen(None)
+        reply.listener = None
         self._ready()
 
-    def _take(self, reply: ClientReply, attempt: Attempt | None, *, whole: bool) -> None:
-        reply.listen(None)
+    def _take(self, reply: ClientReply, attempt: Attempt | None, kind: tuple[bool, bool], body: bytes | None) -> None:
+        reply.listener = None
         try:
             if attempt is not None:
                 attempt.answered_whole(reply)
-            answer = Answer(reply, self._record, attempt, body=reply.read_now() if whole else None)
+            answer = Answer(reply, self._record, attempt, kind, body)
         except Exception as error:  # noqa: BLE001 - raised where it is awaited: here it would break the connection
             self.cancel()
             self._fail(error)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from paceline.accelerate.routing.budget import Budget
+from paceline.accelerate.routing.call import slowest_s
 from paceline.accelerate.routing.lanes import Lane
 from paceline.accelerate.routing.policy import Deployment, RoutingPolicy
 from paceline.accelerate.routing.targets import Target
@@ -39,16 +40,17 @@ class Stage:
 class Plan:
     """The model asked for, then its fallbacks."""
 
-    __slots__ = ("guarded", "only", "stages")
+    __slots__ = ("guarded", "only", "slowest_s", "stages")
 
     def __init__(self, stages: tuple[Stage, ...], *, guarded: bool, plain: bool = False) -> None:
         """`guarded`: nothing goes to the caller before the first token, so that another attempt can follow.
 
-        `plain`: there is one place and one attempt, and nothing to learn from it.
+        `plain`: there is one place and one attempt, and nothing to learn from it; `slowest_s`: it is over by then.
         """
         self.stages = stages
         self.guarded = guarded
         self.only = stages[0].lanes[0].target if plain else None
+        self.slowest_s = slowest_s(stages[0].lanes[0].target.client.timeouts)
 
 
 class Plans:
@@ -114,7 +116,7 @@ class Plans:
             plan = Plan(
                 (Stage(None, (lane,), policy, now_s),),
                 guarded=policy.retries.enabled,
-                plain=not policy.retries.enabled and not policy.breaker.refuse,
+                plain=not (policy.retries.enabled or policy.breaker.refuse or policy.timeout_s is not None),
             )
             self._plain[dialect] = plan
         return plan

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from paceline.accelerate.asked import Asked
 from paceline.accelerate.headers import to_upstream
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.routing.answer import Answer
+from paceline.accelerate.routing.answer import Answer, kind_of
 from paceline.accelerate.routing.attempt import Attempt
 from paceline.accelerate.routing.begun import Begun
-from paceline.accelerate.routing.call import Head, RoutedCall, head_of, slowest_s
+from paceline.accelerate.routing.call import Head, RoutedCall, head_of
 from paceline.accelerate.routing.gates import Limits, Permit
 from paceline.accelerate.routing.hedge import Race
 from paceline.accelerate.routing.lanes import Lane, pick
@@ -63,9 +63,10 @@ class Dispatcher:
         if asked is None:
             return self._pass(request, record)
         taken = taken or RouteTaken()
-        head = head_of(request)
+        head: Head = request.notes.get(Head) or head_of(request)
         plan = self._plans.find(asked.dialect.name, asked.info.model, group)
-        if plan.only is not None and self._limits is None and self._needs_no_timer(head, plan.only):
+        is_patient = head.limit_s is None or head.limit_s > plan.slowest_s
+        if plan.only is not None and self._limits is None and is_patient:
             return self._once(request, head, asked, record, taken, plan.only)
         call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s)
         return self._begin(call, plan)
@@ -104,7 +105,7 @@ class Dispatcher:
             attempt = await self._serve(call, plan)
         if attempt.error is not None or attempt.reply is None:
             raise attempt.error or UpstreamBroken("no answer came", target=attempt.lane.target.client.base_url)
-        return Answer(attempt.reply, call.record, attempt)
+        return Answer(attempt.reply, call.record, attempt, kind_of(attempt.reply, call.record))
 
     @property
     def in_flight(self) -> int:
@@ -117,7 +118,7 @@ class Dispatcher:
         worded = target.word(request.target, to_upstream(request.headers, readable=False), request.body)
         record.sent()
         reply = await target.client.request(request.method, worded.target, worded.headers, worded.body)
-        return Answer(reply, record, None)
+        return Answer(reply, record, None, kind_of(reply, record))
 
     def _once(
         self, request: HttpRequest, head: Head, asked: Asked, record: CallRecord, taken: RouteTaken, target: Target
@@ -131,10 +132,6 @@ class Dispatcher:
         if reply is None:
             return _answer(client.request(request.method, worded.target, worded.headers, worded.body), record)
         return Begun(reply, record, None, lambda: _answer(reply.arrived(), record))
-
-    def _needs_no_timer(self, head: Head, target: Target) -> bool:
-        limit_s = head.limit_s
-        return self._policy.timeout_s is None and (limit_s is None or limit_s > slowest_s(target.client.timeouts))
 
     async def _serve(self, call: RoutedCall, plan: Plan) -> Attempt:
         """One model after the other; those whose breakers are open only when there is no other."""
@@ -265,5 +262,6 @@ class Dispatcher:
         return lane, permit
 
 
-async def _answer(reply: Awaitable[IncomingReply], record: CallRecord) -> Answer:
-    return Answer(await reply, record, None)
+async def _answer(coming: Awaitable[IncomingReply], record: CallRecord) -> Answer:
+    reply = await coming
+    return Answer(reply, record, None, kind_of(reply, record))

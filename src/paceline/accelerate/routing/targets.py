@@ -3,8 +3,9 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
 
 from paceline.accelerate.key import TENANT_HEADERS
 from paceline.accelerate.routing.credentials import read_credential
@@ -18,8 +19,8 @@ _KEY_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "
 _OPERATION = re.compile(r"(?:.*?/(v1|v1beta|v1alpha)|.*/deployments/[^/]+)(/.*)", re.DOTALL)
 
 
-class Worded(NamedTuple):
-    """A request as one target wants it."""
+class Worded(msgspec.Struct, frozen=True, gc=False):
+    """A request as one target wants it. A Struct, for every call makes one."""
 
     target: str
     headers: Headers

@@ -164,12 +164,8 @@ class Metrics:
         series.seconds.add((record.end_ns - record.start_ns) * 1e-9, SECONDS)
         if record.saved_usd is not None:
             series.saved_usd += record.saved_usd
-        if record.outcome == "hit":
+        if record.outcome == "hit":  # the rest is of calls with a provider's answer
             return
-        self._take_sent(series, record)
-
-    def _take_sent(self, series: Series, record: CallRecord) -> None:
-        """The part of a call that only one with a provider's answer has."""
         usage = record.usage
         if usage is not None:
             series.input_tokens.add(usage.input_tokens, TOKENS)
@@ -187,7 +183,6 @@ class Metrics:
             series.queue_seconds.add(max(0, (record.sent_ns or record.end_ns) - record.start_ns) * 1e-9, SECONDS)
         if record.attempts > 1:
             series.retries += record.attempts - 1
-        taken = record.taken
         if taken is not None:
             series.hedged += taken.hedged
             series.fallbacks += taken.fallback is not None

@@ -82,7 +82,8 @@ class AskedReader:
         self._trims = policy.prompts.is_on or any(rule.is_on for rule in policy.prompts.rules)
         self._describes = detail or self._trims or watch is not None or not self._rules.is_empty
         tries_again = policy.routing.retries.enabled or policy.routing.hedge.enabled
-        self._reads = self._describes or policy.shares or tries_again
+        self._shares = policy.shares
+        self._reads = self._describes or self._shares or tries_again
         self._memo: OrderedDict[tuple[object, ...], Asked] = OrderedDict()
         self._memo_bytes = 0
 
@@ -111,7 +112,7 @@ class AskedReader:
             return _glance(said, target, body)
         stateful = dialect.is_stateful(call)
         info = _outline(said, dialect.model_of(path, call), dialect.is_stream(path, call), body, stateful=stateful)
-        shared = self._policy.shares and not stateful
+        shared = self._shares and not stateful
         return Asked(
             dialect=dialect,
             info=info,
@@ -154,7 +155,7 @@ class AskedReader:
             target=target,
             body=body,
             tenant=said.tenant,
-            key=self._key(said, dialect, path, call, canon) if self._policy.shares and not info.stateful else None,
+            key=self._key(said, dialect, path, call, canon) if self._shares and not info.stateful else None,
             attributes=_attributes(info),
             fingerprint=fingerprint,
             group=group,

@@ -95,8 +95,13 @@ def _answer_kind(headers: Headers) -> tuple[bool, bool]:
 
 
 def to_store(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Headers kept with a stored answer."""
-    return [(name, value) for name, value in headers if name in _KEPT]
+    """Headers kept with a stored answer. One list for answers with the same head: not to be modified."""
+    if not isinstance(headers, AnswerHeaders):
+        return [header for header in headers if header[0] in _KEPT]
+    known: list[tuple[bytes, bytes]] | None = headers.notes.get(to_store)
+    if known is None:
+        known = headers.notes[to_store] = [header for header in headers if header[0] in _KEPT]
+    return known
 
 
 def parent_of(traceparent: bytes | None) -> tuple[str, str] | None:

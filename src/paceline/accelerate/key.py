@@ -38,9 +38,10 @@ def call_key(
     if mode == TEXT:
         texts = {name: _plain_texts(value) for name, value in call.items() if name in dialect.text_fields}
         canon = dialect.canonical({**call, **texts})
+    where, how = path.encode(), dialect.delivery(path, call)
     # Each part says its length, so no two lists of parts look alike.
-    parts = (place, path.encode(), dialect.delivery(path, call), canon)
-    return named_key(partition_of(tenant), b"".join(b"%d:%b" % (len(part), part) for part in parts))
+    name = b"%d:%b%d:%b%d:%b%d:%b" % (len(place), place, len(where), where, len(how), how, len(canon), canon)
+    return named_key(partition_of(tenant), name)
 
 
 def plain(text: str) -> str:

@@ -34,6 +34,7 @@ class SharedCalls:
         self._refreshing: dict[bytes, Flight] = {}
         self.flights = flights
         self.cache = cache
+        self._asks_far = cache is not None and cache.asks_far
 
     def __len__(self) -> int:
         return len(self._refreshing) + (len(self.flights) if self.flights is not None else 0)
@@ -49,7 +50,7 @@ class SharedCalls:
         flight = self.flights.begin(key) if self.flights is not None else Flight()
         flight.asked_by = request.headers
         leading = Leading(self.cache, flight, request, key, said, record)
-        if self.cache is None or not self.cache.asks_far:
+        if not self._asks_far:
             led = self._lead_now(leading)
             if led is not None:
                 return led

@@ -81,7 +81,8 @@ class Flight:
         self.abandon = None  # it knows the flight: a ring that only the garbage collector would find
         if self._under_way is not None and self._under_way.get(self._key) is self:
             del self._under_way[self._key]
-        self._wake()
+        if self._waiters:
+            self._wake()
         self._tell()
 
     # --- followers -----------------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ class Flight:
     def leave(self) -> None:
         """Count one less; the last one to leave a call under way cancels it."""
         self.followers -= 1
-        if self.followers == 0:
+        if self.followers == 0 and not self.done:
             self.give_up()
 
     def give_up(self) -> None:

@@ -46,7 +46,6 @@ HYGIENE_FIELDS = frozenset(
         "service_tier",
     }
 )
-_STATE_FIELDS = ("conversation", "background")  # of the Responses API
 
 
 class OpenAI:
@@ -82,7 +81,7 @@ class OpenAI:
 
     def is_stateful(self, call: Mapping[str, Any]) -> bool:
         """Whether it names a conversation, or runs in the background."""
-        return any(call.get(name) for name in _STATE_FIELDS)
+        return bool(call.get("conversation") or call.get("background"))  # of the Responses API
 
     def canonical(self, call: dict[str, Any]) -> bytes:
         """The call in one spelling: sorted fields, no white space, hygiene fields left out."""

@@ -249,7 +249,8 @@ class Cache:
             raise ValueError(msg)
         group = self._levels.patterns[pattern_key(key, value)]
         group.misses += 1
-        question = Question(key, None, (group, *(self._levels.tags[tag] for tag in tags)))
+        groups = (group, *(self._levels.tags[tag] for tag in tags)) if tags else (group,)
+        question = Question(key, None, groups)
         return self._levels.store(
             question,
             value,

@@ -321,8 +321,8 @@ class Levels:
         now_s = self.now_s()
         opened = Opened(value, now_s if created_s is None else created_s, ttl_s or 0.0, compute_s, b"".join(tags))
         if self.memory is not None:
-            kept = copy_of(value, as_type) if copy else value
-            self._to_memory(question, msgspec.structs.replace(opened, value=kept), now_s, size)
+            kept = msgspec.structs.replace(opened, value=copy_of(value, as_type)) if copy else opened
+            self._to_memory(question, kept, now_s, size)
         if self.host is None and self.fleet is None:
             return value, None
         envelope = self._sealer.seal(
@@ -369,7 +369,7 @@ class Levels:
                 expires_s=expires_s,
                 dead_s=expires_s + self.policy.stale_s if is_last else expires_s,
                 compute_s=opened.compute_s if is_last else 0.0,
-                tags=opened.tags,
+                tags=opened.tags if opened.joined_tags else (),
                 name=question.name,
                 groups=question.groups,
                 is_last=is_last,

@@ -20,9 +20,7 @@ class StoredReply(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         """Memory it takes, about."""
-        return (
-            _REPLY_BYTES
-            + sum(map(len, self.pieces))
-            + 33 * len(self.pieces)
-            + sum(len(name) + len(value) for name, value in self.headers)
-        )
+        size = _REPLY_BYTES + sum(map(len, self.pieces)) + 33 * len(self.pieces)
+        for name, value in self.headers:  # a generator would take three times as long
+            size += len(name) + len(value)
+        return size

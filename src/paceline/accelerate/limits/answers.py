@@ -58,7 +58,8 @@ class Answers:
             self._refused(permit, signal, sent, now_s)
             return
         self._dry.taken(permit.admitted_s)
-        self._see_stated(permit, signal, sent, now_s)
+        if signal.limit_requests is not None or signal.limit_tokens is not None:
+            self._see_stated(permit, signal, sent, now_s)
         failed = signal.status >= 500
         if failed and signal.retry_after_s is not None:
             self._hold(signal.retry_after_s, now_s)

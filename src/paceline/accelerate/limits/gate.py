@@ -132,7 +132,7 @@ class Gate:
         held_s = self._now_s() - permit.admitted_s
         mean_s = self._service_s
         self._service_s = held_s if mean_s is None else mean_s + _SERVICE_WEIGHT * (held_s - mean_s)
-        if self.queue:
+        if self.queue.size:
             self.pump()
 
     def correct(self, more_tokens: int, *, is_in: bool) -> None:
@@ -140,7 +140,7 @@ class Gate:
         self.meter.correct(more_tokens)
         if is_in:
             self.tokens_in_flight += more_tokens
-        if more_tokens < 0 and self.queue:
+        if more_tokens < 0 and self.queue.size:
             self.pump()
 
     def heard(self, permit: Permit, signal: Signal) -> None:
@@ -148,7 +148,8 @@ class Gate:
         if self.answers is not None:
             self.answers.heard(permit, signal, (self.admitted, self.admitted_tokens), self._now_s())
             self._by_tokens = self._by_tokens or self.answers.states_tokens
-            self.pump()
+            if self.queue.size:
+                self.pump()
 
     def estimate_s(self, ask: Ask, now_s: float) -> float:
         """Seconds this call would have to wait, from what is known now: rates, holds, those before it."""
@@ -170,7 +171,7 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         queue = self.queue
-        if not queue:
+        if not queue.size:
             return
         now_s = self._now_s()
         # Whoever cannot be served in time is told at once, not at its deadline: it may still go elsewhere.

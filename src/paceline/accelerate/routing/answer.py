@@ -141,7 +141,7 @@ class Answer:
     def _give_back(self, attempt: Attempt, error: BaseException | None) -> None:
         usage = self._record.usage
         attempt.end(
-            failed=_speaks_against(attempt, error),
+            failed=is_failure(attempt.status) if error is None else _speaks_against(error),
             tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
             output_tokens=None if usage is None else usage.output_tokens,
         )
@@ -157,7 +157,5 @@ def kind_of(reply: IncomingReply, record: CallRecord) -> tuple[bool, bool]:
     return kind
 
 
-def _speaks_against(attempt: Attempt, error: BaseException | None) -> bool | None:
-    if isinstance(error, UpstreamError):
-        return True
-    return None if error is not None else is_failure(attempt.status)
+def _speaks_against(error: BaseException) -> bool | None:
+    return True if isinstance(error, UpstreamError) else None

@@ -121,7 +121,7 @@ class Attempt:
             return
         self._over = True
         held = self.reply or self._begun
-        if held is not None:
+        if held is not None and not held.done:
             held.close()
         lane = self.lane
         lane.end(self._call.now_s(), failed=failed, probe=self._probe)

@@ -1,7 +1,6 @@
 """RoutedCall: one call on its way: what is sent, how long the caller waits, where it has been."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from paceline.accelerate.asked import Asked
@@ -71,8 +70,9 @@ class RoutedCall:
         record: CallRecord,
         taken: RouteTaken,
         timeout_s: float | None,
+        now_s: Callable[[], float],
     ) -> None:
-        """`timeout_s` is the policy's; the caller may ask for less."""
+        """`timeout_s` is the policy's; the caller may ask for less. `now_s`: the loop's clock."""
         self._request = request
         self._headers = head.headers
         self._asks: dict[Lane, Ask] | None = None
@@ -81,10 +81,13 @@ class RoutedCall:
         self.taken = taken
         self.method = request.method
         self.stream = asked.info.stream
-        self.now_s = asyncio.get_running_loop().time
-        self.started_s = self.now_s()
+        self.now_s = now_s
+        self.started_s = now_s()
         self.idempotent = head.idempotent and not asked.info.stateful
-        self.limit_s = _least(head.limit_s, timeout_s)
+        limit_s = head.limit_s
+        if limit_s is None or (timeout_s is not None and timeout_s < limit_s):
+            limit_s = timeout_s
+        self.limit_s = limit_s
         self.deadline_s = _FOREVER if self.limit_s is None else self.started_s + self.limit_s
         self.waited_s = 0.0  # between its attempts
         self.tried: tuple[Lane, ...] = ()
@@ -165,12 +168,6 @@ class RoutedCall:
 def slowest_s(timeouts: Timeouts) -> float:
     """An attempt's answer has begun, or failed, after this long whatever happens."""
     return timeouts.connect_s + timeouts.first_byte_s + timeouts.silence_s
-
-
-def _least(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
 
 
 def _credential(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

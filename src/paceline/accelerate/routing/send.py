@@ -50,6 +50,7 @@ class Dispatcher:
         self._judge = Judge(policy)
         self._gated = gated
         self._rand = rand
+        self._now_s: Callable[[], float] | None = None
 
     def send(
         self, request: HttpRequest, record: CallRecord, taken: RouteTaken | None = None, *, group: str | None = None
@@ -68,8 +69,14 @@ class Dispatcher:
         is_patient = head.limit_s is None or head.limit_s > plan.slowest_s
         if plan.only is not None and self._limits is None and is_patient:
             return self._once(request, head, asked, record, taken, plan.only)
-        call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s)
+        now_s = self._now_s or self._enter_loop()
+        call = RoutedCall(request, head, asked, record, taken, self._policy.timeout_s, now_s)
         return self._begin(call, plan)
+
+    def _enter_loop(self) -> Callable[[], float]:
+        """The clock of the loop this lives in: kept, because asking for it costs a system call in Python 3.11."""
+        self._now_s = asyncio.get_running_loop().time
+        return self._now_s
 
     def _begin(self, call: RoutedCall, plan: Plan) -> Begun | Awaitable[Answer]:
         """Send at once, where there is one model to try, nothing to wait for and no timer to set."""

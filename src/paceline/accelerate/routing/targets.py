@@ -40,6 +40,7 @@ class Target:
         "_scope",
         "client",
         "credential",
+        "deployment",
         "dialect",
         "name",
     )
@@ -62,6 +63,7 @@ class Target:
         self.client = client
         self.dialect = dialect
         self.name = name
+        self.deployment = None if name == dialect else name  # its name where the policy gave it one
         self._base = base
         self._replaces_version = replaces_version
         self._query = dict(query or {})
@@ -75,11 +77,6 @@ class Target:
             header = key_header or _KEY_HEADERS[dialect]
             value = f"Bearer {credential}" if header.lower() == "authorization" else credential
             self._extra.append((header.lower().encode(), value.encode()))
-
-    @property
-    def deployment(self) -> str | None:
-        """Its name where the policy gave it one."""
-        return None if self.name == self.dialect else self.name
 
     def quota_of(self, caller: bytes) -> bytes:
         """Whose quota a call takes: providers count by credential and deployment.

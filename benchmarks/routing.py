@@ -125,7 +125,7 @@ class Caller:
 
     def record(self) -> CallRecord:
         """As the engine makes one."""
-        record = CallRecord(lambda _: None, self.clock, "POST", CHAT, "llm", None, self.clock.now_ns())
+        record = CallRecord(lambda _: None, self.clock, "POST", CHAT, "llm", None, self.clock.ticks_ns())
         record.asked = self.asked
         return record
 

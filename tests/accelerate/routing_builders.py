@@ -213,7 +213,7 @@ class Bench:
         """A record as the engine makes it."""
         said = read_directives("POST", path, headers, caller.tenant if caller is not None else None)
         clock = RunClock()
-        record = CallRecord(self.finished.append, clock, "POST", said.path, said.kind, None, clock.now_ns())
+        record = CallRecord(self.finished.append, clock, "POST", said.path, said.kind, None, clock.ticks_ns())
         record.caller = caller
         record.asked = self.reader.read(said, path, body) if said.dialect is not None else None
         self.records.append(record)
@@ -228,21 +228,23 @@ class Bench:
         headers: Mapping[str, str] | None = None,
         caller: Caller | None = None,
         group: str | None = None,
-        taken: RouteTaken | None = None,
         **fields: Any,
     ) -> tuple[Answer, CallRecord, RouteTaken]:
         """Send a call, wait for its answer to begin."""
         sent = [(b"content-type", b"application/json"), (b"authorization", b"Bearer sk-1")]
         sent += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": text}], **fields})
-        record, taken = self.record(path, body, sent, caller), taken or RouteTaken()
+        record = self.record(path, body, sent, caller)
+        if record.asked is not None:
+            record.asked = msgspec.structs.replace(record.asked, group=group)
         request = HttpRequest("POST", path, sent, body)
         try:
-            answer = await self.dispatcher.send(request, record, taken, group=group)
+            answer = await self.dispatcher.send(request, record)
         except BaseException as error:
             record.finish(type(error).__name__)
             raise
-        return answer, record, taken
+        assert record.taken is not None
+        return answer, record, record.taken
 
     async def ask(self, text: str = "hi", **options: Any) -> Outcome:
         """Send a call and take its whole answer."""

@@ -1,6 +1,7 @@
 """Asked: one model call, read once for equal bytes: whose it is, what it asks, what is sent for it."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -83,14 +84,13 @@ class AskedReader:
         self._describes = detail or self._trims or watch is not None or not self._rules.is_empty
         tries_again = policy.routing.retries.enabled or policy.routing.hedge.enabled
         self._shares = policy.shares
-        self._reads = self._describes or self._shares or tries_again
+        reads = self._describes or self._shares or tries_again
+        # What a call asks: `read(said, target, body, caller)`. Only as much as somebody needs.
+        self.read: Callable[..., Asked] = self._read if reads else _glance
         self._memo: OrderedDict[tuple[object, ...], Asked] = OrderedDict()
         self._memo_bytes = 0
 
-    def read(self, said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
-        """What this call asks."""
-        if not self._reads:
-            return _glance(said, target, body)
+    def _read(self, said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
         name = caller.name if caller is not None and self._rules.by_caller else None
         memo_key = (said.tenant, said.key_part, target, said.step if self._by_step else None, name, body)
         asked = self._memo.get(memo_key)
@@ -111,7 +111,13 @@ class AskedReader:
         if call is None:
             return _glance(said, target, body)
         stateful = dialect.is_stateful(call)
-        info = _outline(said, dialect.model_of(path, call), dialect.is_stream(path, call), body, stateful=stateful)
+        info = CallInfo(
+            kind=said.kind,
+            model=dialect.model_of(path, call),
+            stream=dialect.is_stream(path, call),
+            stateful=stateful,
+            user_tokens=len(body) // BYTES_PER_TOKEN,
+        )
         shared = self._shares and not stateful
         return Asked(
             dialect=dialect,
@@ -173,8 +179,11 @@ class AskedReader:
         return self._watch.read(dialect.name, call, template=template, model=model, tenant=said.tenant)
 
 
-def _glance(said: Directives, target: str, body: bytes) -> Asked:
-    """The call as far as passing it on and pricing it needs: its model, and whether it streams. About 2 us a KB."""
+def _glance(said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
+    """The call as far as passing it on and pricing it needs: its model, and whether it streams. About 2 us a KB.
+
+    Its length stands for its tokens, whoever asks.
+    """
     dialect, path = said.dialect, said.path
     assert dialect is not None  # noqa: S101 - only model calls are read
     try:
@@ -183,14 +192,13 @@ def _glance(said: Directives, target: str, body: bytes) -> Asked:
         info = CallInfo(kind=said.kind)
     else:
         fields = {"model": seen.model, "stream": seen.stream}
-        info = _outline(said, dialect.model_of(path, fields), dialect.is_stream(path, fields), body)
+        info = CallInfo(
+            kind=said.kind,
+            model=dialect.model_of(path, fields),
+            stream=dialect.is_stream(path, fields),
+            user_tokens=len(body) // BYTES_PER_TOKEN,
+        )
     return Asked(dialect=dialect, info=info, target=target, body=body, tenant=said.tenant)
-
-
-def _outline(said: Directives, model: str | None, stream: bool, body: bytes, *, stateful: bool = False) -> CallInfo:
-    """What there is to say without reading the prompt; its length stands for its tokens."""
-    tokens = len(body) // BYTES_PER_TOKEN
-    return CallInfo(kind=said.kind, model=model, stream=stream, stateful=stateful, user_tokens=tokens)
 
 
 def _after(before: CallInfo, now: CallInfo) -> CallInfo:

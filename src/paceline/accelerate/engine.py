@@ -89,7 +89,7 @@ class Engine:
             said = request.notes[self] = read_directives(request.method, request.target, request.headers, tenant)
         clock = self._clock
         record = CallRecord(
-            self._listener, clock, request.method, said.path, said.kind, said.traceparent, clock.now_ns()
+            self._listener, clock, request.method, said.path, said.kind, said.traceparent, clock.ticks_ns()
         )
         record.caller = caller
         if said.dialect is None:
@@ -166,7 +166,7 @@ class Engine:
         """Send it on and the answer back, sharing nothing."""
         sent = self.sender.send(request, record)
         if isinstance(sent, Begun):
-            return PassedOn(sent, request, record)
+            return PassedOn(sent, request)
         return pass_on(sent, request, record)
 
     def _watch_prefix(self, record: CallRecord) -> None:

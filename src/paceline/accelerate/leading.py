@@ -11,14 +11,13 @@ from paceline.accelerate.headers import to_store
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.recorded import split_events
 from paceline.accelerate.routing.answer import Answer
-from paceline.accelerate.routing.begun import Begun
+from paceline.accelerate.routing.begun import Begun, Underway
 from paceline.accelerate.routing.replies import error_name
 from paceline.accelerate.sending import PartOfBatch
 from paceline.accelerate.single_flight import Flight
 from paceline.errors import UpstreamBroken
 from paceline.wire.client import ClientLimits
 from paceline.wire.http import HttpRequest, Reply
-from paceline.wire.pending import Pending
 
 _CLIENT_CLOSED = error_name(asyncio.CancelledError())
 MOST_BYTES = ClientLimits().body_bytes  # of one answer: all of it is held for who comes later
@@ -67,11 +66,11 @@ class Leading:
             self.failed(error)
             raise
 
-    def take(self, answer: Answer) -> None:
-        """The same with an answer that is all here."""
-        flight = self.flight
-        flight.status, flight.headers = answer.status, answer.headers
-        flight.pieces.append(answer.whole_now())
+    def take(self, begun: Begun, *, encoded: bool) -> None:
+        """The same with a plain answer that is all here."""
+        flight, reply = self.flight, begun.reply
+        flight.status, flight.headers = reply.status, reply.headers
+        flight.pieces.append(begun.take(encoded=encoded))
         self._keep()
 
     def give(self, found: Found) -> None:
@@ -101,16 +100,15 @@ class Leading:
                 self.lease.release()
 
 
-class Led(Pending[Reply]):
+class Led(Underway):
     """The reply to the caller who began the call, as long as that needs no task."""
 
     def __init__(self, leading: Leading, begun: Begun) -> None:
+        super().__init__(begun)
         self._leading = leading
-        self._begun = begun
         self._follower = Follower(leading.flight, None)
         leading.flight.abandon = self._abandon
-        leading.flight.on_news(self._heard)
-        begun.on_ready(self._answered)
+        leading.flight.on_news(self._told)
 
     def cancel(self) -> None:
         """The caller is gone; others may follow still."""
@@ -118,24 +116,25 @@ class Led(Pending[Reply]):
         self._follower.end(_CLIENT_CLOSED)
 
     def _abandon(self) -> None:
-        self._begun.cancel()
+        self._begun.give_up()
         self._leading.failed(asyncio.CancelledError())
 
-    def _answered(self) -> None:
-        """The provider's answer is whole, or has to be followed in a task."""
-        leading, begun = self._leading, self._begun
-        if begun.value is None or begun.value.stream:
-            leading.flight.start(lambda _: leading.run(begun))
-            return
+    def _whole(self, *, encoded: bool) -> None:
+        leading = self._leading
         try:
-            leading.take(begun.value)
+            leading.take(self._begun, encoded=encoded)
         except Exception as error:  # noqa: BLE001 - it is the followers' to handle
             leading.failed(error)
             leading.flight.end(error)
         else:
             leading.flight.end()
 
-    def _heard(self) -> None:
+    def _otherwise(self, *, stream: bool) -> None:
+        """The answer has to be followed in a task."""
+        leading, begun = self._leading, self._begun
+        leading.flight.start(lambda _: leading.run(begun))
+
+    def _told(self) -> None:
         """The call is over, or goes on in a task."""
         flight = self._leading.flight
         if not flight.done or flight.error is not None:

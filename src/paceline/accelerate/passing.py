@@ -6,50 +6,51 @@ from collections.abc import Awaitable
 from paceline.accelerate.headers import to_client
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.replay import usd
-from paceline.accelerate.routing.answer import Answer
-from paceline.accelerate.routing.begun import Begun
+from paceline.accelerate.routing.answer import Answer, kind_of
+from paceline.accelerate.routing.begun import Begun, Underway
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import PartOfBatch
 from paceline.errors import Overloaded, UpstreamError
+from paceline.wire.client import ClientReply
 from paceline.wire.dialects import dialect_for
 from paceline.wire.http import HttpRequest, Reply
-from paceline.wire.pending import Pending
 
 FAILURES = (UpstreamError, Overloaded)
 
 
-class PassedOn(Pending[Reply]):
+class PassedOn(Underway):
     """The reply of a call that was begun: its answer when all of it came, else what `pass_on` makes of it."""
 
-    def __init__(self, begun: Begun, request: HttpRequest, record: CallRecord) -> None:
+    def __init__(self, begun: Begun, request: HttpRequest) -> None:
         self._begun = begun
         self._request = request
-        self._record = record
-        begun.on_ready(self._answered)
+        begun.reply.listener = self._heard
 
     def cancel(self) -> None:
         """The caller is gone."""
         super().cancel()
-        self._begun.cancel()
-        self._record.finish(error_name(asyncio.CancelledError()))
+        self._begun.give_up()
+        self._begun.record.finish(error_name(asyncio.CancelledError()))
 
-    def _answered(self) -> None:
-        answer, request, record = self._begun.value, self._request, self._record
-        if answer is None:
-            self._ready()
-            return
-        if answer.stream:
-            self._ready(_as_it_comes(answer))
-            return
+    def _whole(self, *, encoded: bool) -> None:
+        begun = self._begun
         try:
-            reply = _whole(answer, answer.whole_now(), request, record)
+            body = begun.take(encoded=encoded)
+            reply = _whole(begun.reply, body, self._request, begun.record)
         except Exception as error:  # noqa: BLE001 - raised where it is awaited: here it would break the connection
             self._fail(error)
         else:
             self._ready(reply)
 
+    def _otherwise(self, *, stream: bool) -> None:
+        begun = self._begun
+        if stream and begun.attempt is None:
+            self._ready(_as_it_comes(Answer(begun.reply, begun.record, None, kind_of(begun.reply, begun.record))))
+        else:
+            self._ready()
+
     async def _rest(self) -> Reply:
-        return await pass_on(self._begun, self._request, self._record)
+        return await pass_on(self._begun, self._request, self._begun.record)
 
 
 async def pass_on(sent: Awaitable[Answer | PartOfBatch], request: HttpRequest, record: CallRecord) -> Reply:
@@ -75,7 +76,7 @@ def _as_it_comes(answer: Answer | PartOfBatch) -> Reply:
     return Reply(answer.status, to_client(answer.headers, b"bypass", length=True), answer)
 
 
-def _whole(answer: Answer | PartOfBatch, body: bytes, request: HttpRequest, record: CallRecord) -> Reply:
+def _whole(answer: Answer | PartOfBatch | ClientReply, body: bytes, request: HttpRequest, record: CallRecord) -> Reply:
     headers = to_client(answer.headers, b"bypass", length=request.method == "HEAD")
     if record.cost_usd is not None:
         headers = headers.plus(b"x-paceline-cost-usd", usd(record.cost_usd))

@@ -33,7 +33,7 @@ class Tape:
 class CallRecord(msgspec.Struct, eq=False):
     """One call, from its arrival to its end. `finish` works out usage and cost and tells the listener, once.
 
-    Times are nanoseconds of the clock; 0: it did not come to that. A Struct, for every call makes one.
+    Times are ticks of the clock, in nanoseconds; 0: it did not come to that. A Struct, for every call makes one.
     """
 
     _listener: Listener
@@ -67,30 +67,38 @@ class CallRecord(msgspec.Struct, eq=False):
     end_ns: int = 0
     finished: bool = False
     streamed: bool = False  # its answer came, readable, as a stream of events
-    _reader: StreamReader | None = None
-    _parts: list[bytes] | None = None
+    _is_readable: bool = False  # the answer is one of a model call, and not compressed
+    _reader: StreamReader | None = None  # of a stream
+    _parts: list[bytes] | None = None  # of any other answer
+
+    @property
+    def started_unix_ns(self) -> int:
+        """When it came, since the Unix epoch."""
+        return self.clock.unix_ns(self.start_ns)
 
     def sent(self) -> None:
         """An attempt goes to the provider."""
         self.attempts += 1
-        self.sent_ns = self.clock.now_ns()
+        self.sent_ns = self.clock.ticks_ns()
 
     def head(self, status: int, headers: Sequence[tuple[bytes, bytes]], *, stream: bool, encoded: bool) -> None:
         """The answer begins. What is compressed passes unread."""
         self.status = status
         self.headers = headers
         if self.asked is not None and status == 200 and not encoded:
+            self._is_readable = True
+            self.streamed = stream
             if stream:
-                self.streamed, self._reader, self._parts = True, self.asked.dialect.stream_reader(), None
+                self._reader = self.asked.dialect.stream_reader()
             else:
-                self.streamed, self._reader, self._parts = False, None, []
+                self._parts = []
 
     def saw(self, data: bytes) -> None:
         """A piece of the answer's body passes."""
         if self.tape is not None:
             self.tape.pieces.append(data)
         if not self.first_ns:
-            self.first_ns = self.clock.now_ns()
+            self.first_ns = self.clock.ticks_ns()
         if self._reader is not None:
             self._reader.feed(data)
         elif self._parts is not None:
@@ -100,16 +108,20 @@ class CallRecord(msgspec.Struct, eq=False):
         """It was answered from a level of the cache ("hit") or by another's call ("join"), which cost that much."""
         self.outcome, self.status, self.saved_usd, self.level = outcome, status, cost_usd, level
 
-    def saw_all(self, body: bytes) -> None:
-        """The whole of a plain answer's body is here, and the call is over: `saw` and `finish`, for two looks less at
-        the clock."""
+    def answered(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, encoded: bool) -> None:
+        """All of a plain answer is here, and the call over: `head`, `saw` and `finish` in one."""
         if self.finished:
             return
         self.finished = True
+        self.status = status
+        self.headers = headers
         if self.tape is not None:
             self.tape.pieces.append(body)
-        self.first_ns = self.end_ns = self.clock.now_ns()
-        self._read(body)
+        self.first_ns = self.end_ns = self.clock.ticks_ns()
+        if self.asked is not None and status == 200 and not encoded:
+            self._is_readable = True
+            if len(body) <= _READ_BYTES:
+                self.info = self.asked.dialect.read_reply(body, text=False)
         self._close(None)
 
     def finish(self, error: str | None = None) -> None:
@@ -119,24 +131,23 @@ class CallRecord(msgspec.Struct, eq=False):
         self.finished = True
         if self._reader is not None:
             self.info = self._reader.result()
-        elif self._parts:
-            self._read(b"".join(self._parts))
-        self.end_ns = self.clock.now_ns()
+        elif self._parts and sum(map(len, self._parts)) <= _READ_BYTES:
+            assert self.asked is not None  # noqa: S101 - `head` looked
+            self.info = self.asked.dialect.read_reply(b"".join(self._parts), text=False)
+        self.end_ns = self.clock.ticks_ns()
         self._close(error)
 
-    def _read(self, body: bytes) -> None:
-        if self._parts is not None and len(body) <= _READ_BYTES:
-            assert self.asked is not None  # noqa: S101 - `head` looked
-            self.info = self.asked.dialect.read_reply(body, text=False)
-
     def _close(self, error: str | None) -> None:
-        self.usage_estimated |= self.info.usage_partial
         if self.outcome in _SHARED:
             self.cost_usd = 0.0
         else:
-            self.usage = self._usage()
+            usage = self.info.usage
+            self.usage_estimated |= self.info.usage_partial
+            self.usage = usage if usage is not None and self.kind != COUNT else self._usage()
             self.cost_usd = self._cost()
-        self.error = error or (str(self.status) if self.status >= 400 else None)
+        if error is None and self.status >= 400:
+            error = str(self.status)
+        self.error = error
         self._listener(self)
 
     def _usage(self) -> Usage | None:
@@ -145,7 +156,7 @@ class CallRecord(msgspec.Struct, eq=False):
             return None
         if self.asked is None or self.status != 200 or self.info.usage is not None:
             return self.info.usage
-        if self._reader is None and self._parts is None:
+        if not self._is_readable:
             return None
         self.usage_estimated = True
         output = estimate_tokens(self.info.text) if self.kind == LLM else 0

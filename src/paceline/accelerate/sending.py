@@ -1,6 +1,6 @@
 """Sending: one call to the provider, alone or as part of a batch of embeddings."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from paceline.accelerate.asked import Asked, AskedReader
 from paceline.accelerate.batching.embeddings import EmbeddingBatcher
@@ -21,30 +21,26 @@ class Sender:
 
     def __init__(self, dispatcher: Dispatcher, reader: AskedReader, policy: BatchPolicy, clock: Clock) -> None:
         self.dispatcher = dispatcher
+        # Asks the provider; see `Dispatcher.send`.
+        self.send: Callable[[HttpRequest, CallRecord], Sent] = self._send if policy.enabled else dispatcher.send
         self.batcher = EmbeddingBatcher(self._send_joined, policy) if policy.enabled else None
         self._reader = reader
         self._clock = clock
-
-    def send(self, request: HttpRequest, record: CallRecord) -> "Begun | Awaitable[Answer | PartOfBatch]":
-        """Ask the provider and wait for its answer to begin; see `Dispatcher.send`.
-
-        Raises UpstreamTimeout, UpstreamBroken, Overloaded; then, and when cancelled, nothing is held.
-        """
-        asked = record.asked
-        taken = record.taken = RouteTaken()
-        if self.batcher is not None and asked is not None and record.kind == EMBEDDING:
-            return self._send_part(self.batcher, request, asked, record)
-        group = asked.group if asked is not None else None
-        return self.dispatcher.send(request, record, taken, group=group)
 
     async def close(self) -> None:
         """Cancel the batches under way; their callers get ConnectionError."""
         if self.batcher is not None:
             await self.batcher.close()
 
+    def _send(self, request: HttpRequest, record: CallRecord) -> "Sent":
+        if self.batcher is not None and record.asked is not None and record.kind == EMBEDDING:
+            return self._send_part(self.batcher, request, record.asked, record)
+        return self.dispatcher.send(request, record)
+
     async def _send_part(
         self, batcher: EmbeddingBatcher, request: HttpRequest, asked: Asked, record: CallRecord
     ) -> "PartOfBatch":
+        record.taken = RouteTaken()
         record.sent()
         routed = HttpRequest(request.method, asked.target, request.headers, asked.body)
         return PartOfBatch(await batcher.handle(routed, asked.tenant), record)
@@ -52,13 +48,10 @@ class Sender:
     async def _send_joined(self, request: HttpRequest) -> Reply:
         """Several callers' calls in one, which is nobody's: each caller's own record counts its part."""
         said = read_directives(request.method, request.target, request.headers)
-        record = CallRecord(_nobody, self._clock, request.method, said.path, said.kind, None, self._clock.now_ns())
-        record.taken = RouteTaken()
-        if said.dialect is None:
-            answer = await self.dispatcher.send(request, record, record.taken)
-        else:
-            asked = record.asked = self._reader.read(said, request.target, request.body)
-            answer = await self.dispatcher.send(request, record, record.taken, group=asked.group)
+        record = CallRecord(_nobody, self._clock, request.method, said.path, said.kind, None, self._clock.ticks_ns())
+        if said.dialect is not None:
+            record.asked = self._reader.read(said, request.target, request.body)
+        answer = await self.dispatcher.send(request, record)
         return Reply(answer.status, answer.headers, await answer.whole())
 
 
@@ -96,6 +89,9 @@ class PartOfBatch:
 
     async def aclose(self) -> None:
         """Nothing is held."""
+
+
+Sent = Begun | Awaitable[Answer | PartOfBatch]
 
 
 def _nobody(record: CallRecord) -> None:

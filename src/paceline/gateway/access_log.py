@@ -173,6 +173,7 @@ _encode = msgspec.json.Encoder().encode
 class _Facts(NamedTuple):
     """What a line says about a call, without the call: that holds its prompt and answer."""
 
+    started_unix_ns: int
     start_ns: int
     sent_ns: int
     first_ns: int
@@ -196,6 +197,7 @@ class _Facts(NamedTuple):
 
 def _facts(record: CallRecord) -> _Facts:
     return _Facts(
+        record.started_unix_ns,
         record.start_ns,
         record.sent_ns,
         record.first_ns if record.streamed else 0,
@@ -223,7 +225,7 @@ def _line(facts: _Facts) -> AccessLine:
     model = (info.model or "") if info is not None else ""
     served = (taken.model or "") if taken is not None else ""
     return AccessLine(
-        time=utc(facts.start_ns),
+        time=utc(facts.started_unix_ns),
         key=caller.name if caller is not None else "",
         tenant=caller.key.owner if isinstance(caller, KeyCaller) else "",
         method=facts.method,

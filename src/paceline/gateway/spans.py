@@ -86,7 +86,7 @@ def span_of(record: CallRecord) -> Span:
         name=asked.name if asked is not None else f"{record.method} {record.path}",
         kind=record.kind if asked is not None else HTTP_CLIENT,
         service=_SERVICE,
-        start_ns=record.start_ns,
+        start_ns=record.started_unix_ns,
         duration_ns=record.end_ns - record.start_ns,
         wait_ns=max(0, (record.sent_ns or record.end_ns) - record.start_ns) if record.queued else 0,
         resource=f"provider:{model}" if record.queued else None,

@@ -94,9 +94,11 @@ class HttpClient:
             return None
         line = self._lines.get((method, target)) or self._line(method, target)
         data = encode_request(method, target, self.authority, headers, body, line=line)
-        connection = self._kept()
-        if connection is None:
-            return None
+        connection: Connection | None = self._idle.pop()[1]
+        if connection is None or connection.closed:
+            connection = self._kept()
+            if connection is None:
+                return None
         self._free -= 1
         return self._start(connection, data, data)
 

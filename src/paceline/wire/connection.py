@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
         """Report an answer that came in one piece, in one call where the exchange wants it so."""
         exchange = self._exchange
         on_whole = getattr(exchange, "on_whole", None)
-        if on_whole is None or exchange is None:
+        if on_whole is None:
             if body:
                 self._pieces.append(body)
             self._report()

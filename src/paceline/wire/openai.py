@@ -108,6 +108,7 @@ class OpenAI:
             return ReplyInfo()
         usage = _usage_of(reply.usage) if reply.usage is not None else None
         finish, refused = _ending(reply)
+        model = reply.model
         return ReplyInfo(
             usage=usage,
             text="".join(_texts(reply)) if text or usage is None else "",
@@ -115,7 +116,7 @@ class OpenAI:
             refused=refused,
             truncated=finish in _LENGTH,
             finish=finish,
-            model=word(reply.model),
+            model=model if isinstance(model, str) else None,
             error=_error_type(reply.error) if reply.error else None,
         )
 

@@ -28,9 +28,8 @@ class Answer:
         record: CallRecord,
         attempt: Attempt | None,
         kind: tuple[bool, bool],
-        body: bytes | None = None,
     ) -> None:
-        """`attempt` None: nothing is limited or watched. `kind`: its `kind_of`. `body`: all of it, if it is here."""
+        """`attempt` None: nothing is limited or watched. `kind`: its `kind_of`."""
         self.status = reply.status
         self.headers = reply.headers
         self.stream, encoded = kind
@@ -38,12 +37,8 @@ class Answer:
         self._record = record
         self._attempt = attempt
         self._over = False
-        if body is not None:
-            self._ready = [body] if body else []
-            self._is_read = True
-        else:
-            self._ready = [] if attempt is None else attempt.ready
-            self._is_read = attempt is not None and attempt.is_read
+        self._ready = [] if attempt is None else attempt.ready
+        self._is_read = attempt is not None and attempt.is_read
         record.head(reply.status, reply.headers, stream=self.stream, encoded=encoded)
 
     def __aiter__(self) -> "Answer":
@@ -92,17 +87,6 @@ class Answer:
         self._end(None)
         return body
 
-    def whole_now(self) -> bytes:
-        """The whole body of a plain answer that was made with it."""
-        body = self._ready[0] if self._ready else b""
-        self._over = True
-        try:
-            self._record.saw_all(body)
-        finally:
-            if self._attempt is not None:
-                self._give_back(self._attempt, None)
-        return body
-
     async def forward(self, take: Take) -> None:
         """Give every piece to `take` in the moment it arrives; UpstreamError where the provider broke off."""
         saw = self._record.saw
@@ -136,15 +120,7 @@ class Answer:
             self._record.finish(None if error is None else error_name(error))
         finally:
             if self._attempt is not None:
-                self._give_back(self._attempt, error)
-
-    def _give_back(self, attempt: Attempt, error: BaseException | None) -> None:
-        usage = self._record.usage
-        attempt.end(
-            failed=is_failure(attempt.status) if error is None else _speaks_against(error),
-            tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
-            output_tokens=None if usage is None else usage.output_tokens,
-        )
+                give_back(self._attempt, self._record, error)
 
 
 def kind_of(reply: IncomingReply, record: CallRecord) -> tuple[bool, bool]:
@@ -155,6 +131,16 @@ def kind_of(reply: IncomingReply, record: CallRecord) -> tuple[bool, bool]:
     if asked is not None and asked.dialect is GEMINI and asked.info.stream and reply.status == 200:
         return True, kind[1]
     return kind
+
+
+def give_back(attempt: Attempt, record: CallRecord, error: BaseException | None) -> None:
+    """End the attempt of a finished call, and tell what it took."""
+    usage = record.usage
+    attempt.end(
+        failed=is_failure(attempt.status) if error is None else _speaks_against(error),
+        tokens=None if usage is None else usage.input_tokens + usage.output_tokens,
+        output_tokens=None if usage is None else usage.output_tokens,
+    )
 
 
 def _speaks_against(error: BaseException) -> bool | None:

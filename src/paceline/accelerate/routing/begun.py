@@ -1,74 +1,83 @@
 """Begun: a call whose first attempt was sent at once, and which needs no task while that goes well."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+import msgspec
 
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.routing.answer import Answer, kind_of
+from paceline.accelerate.routing.answer import Answer, give_back, kind_of
 from paceline.accelerate.routing.attempt import Attempt, is_small
 from paceline.wire.client import ClientReply
+from paceline.wire.http import Reply
 from paceline.wire.pending import Pending
 
 _ANY = 1000  # above every status
 
 
-class Begun(Pending[Answer]):
-    """Ready with the answer when all of it came and was no refusal; or, where nothing could be done about a failure,
-    when a stream begins. Anything else is dealt with by `go_on`, in the task of whoever awaits it then."""
+class Begun(msgspec.Struct, eq=False):
+    """A call that was sent. Awaited, it gives its answer, whatever has to be done for that; or `give_up`."""
+
+    reply: ClientReply
+    record: CallRecord
+    attempt: Attempt | None  # None: nothing can be done about a failure, any answer is the caller's
+    go_on: Callable[[], Awaitable[Answer]]
+
+    def __await__(self) -> Generator[Any, Any, Answer]:
+        return self.go_on().__await__()
+
+    def take(self, *, encoded: bool) -> bytes:
+        """The body of a plain answer that is all here and no refusal; with that the call is over."""
+        reply, record, attempt = self.reply, self.record, self.attempt
+        body = reply.read_now()
+        if attempt is None:
+            record.answered(reply.status, reply.headers, body, encoded=encoded)
+            return body
+        try:
+            attempt.answered_whole(reply)
+            record.answered(reply.status, reply.headers, body, encoded=encoded)
+        finally:
+            give_back(attempt, record, None)
+        return body
+
+    def give_up(self) -> None:
+        """Nobody wants it any more."""
+        self.reply.listener = None
+        if self.attempt is not None:
+            self.attempt.end()
+        else:
+            self.reply.close()
+
+
+class Underway(Pending[Reply]):
+    """The reply of a call that was begun, as long as that goes well: all of a plain answer comes, and is no refusal."""
 
     _has_head = False
 
-    def __init__(
-        self,
-        reply: ClientReply,
-        record: CallRecord,
-        attempt: Attempt | None,
-        go_on: Callable[[], Awaitable[Answer]],
-    ) -> None:
-        """`attempt` None: nothing can be done about a failure, any answer is the caller's."""
-        self._reply = reply
-        self._record = record
-        self._attempt = attempt
-        self._go_on = go_on
-        reply.listener = self._heard
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+        begun.reply.listener = self._heard
 
-    def cancel(self) -> None:
-        """Nobody wants it any more."""
-        super().cancel()
-        self._reply.listener = None
-        if self._attempt is not None:
-            self._attempt.end()
-        else:
-            self._reply.close()
+    def _whole(self, *, encoded: bool) -> None:
+        """It went well: `take` the answer. Must not raise: the connection calls this."""
+        raise NotImplementedError
+
+    def _otherwise(self, *, stream: bool) -> None:
+        """It is a stream, or did not go well, or will not come at once. Must not raise."""
+        raise NotImplementedError
 
     def _heard(self) -> None:
-        reply, attempt = self._reply, self._attempt
-        is_good = reply.error is None and 0 < reply.status < (_ANY if attempt is None else 400)
-        if is_good:
-            kind = kind_of(reply, self._record)
-            if kind[0]:
-                if attempt is None:
-                    self._take(reply, None, kind, None)
+        begun = self._begun
+        reply, stream = begun.reply, False
+        if reply.error is None and 0 < reply.status < (_ANY if begun.attempt is None else 400):
+            stream, encoded = kind_of(reply, begun.record)
+            if not stream:
+                if reply.done:
+                    reply.listener = None
+                    self._whole(encoded=encoded)
                     return
-            elif reply.done:
-                self._take(reply, attempt, kind, reply.read_now())
-                return
-            elif not self._has_head and is_small(reply):
-                self._has_head = True  # the rest is on its way
-                return
+                if not self._has_head and is_small(reply):
+                    self._has_head = True  # the rest is on its way
+                    return
         reply.listener = None
-        self._ready()
-
-    def _take(self, reply: ClientReply, attempt: Attempt | None, kind: tuple[bool, bool], body: bytes | None) -> None:
-        reply.listener = None
-        try:
-            if attempt is not None:
-                attempt.answered_whole(reply)
-            answer = Answer(reply, self._record, attempt, kind, body)
-        except Exception as error:  # noqa: BLE001 - raised where it is awaited: here it would break the connection
-            self.cancel()
-            self._fail(error)
-        else:
-            self._ready(answer)
-
-    async def _rest(self) -> Answer:
-        return await self._go_on()
+        self._otherwise(stream=stream)

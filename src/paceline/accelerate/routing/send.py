@@ -52,20 +52,18 @@ class Dispatcher:
         self._rand = rand
         self._now_s: Callable[[], float] | None = None
 
-    def send(
-        self, request: HttpRequest, record: CallRecord, taken: RouteTaken | None = None, *, group: str | None = None
-    ) -> Begun | Awaitable[Answer]:
-        """Send and wait for the answer to begin; `taken` is filled in on the way.
+    def send(self, request: HttpRequest, record: CallRecord) -> Begun | Awaitable[Answer]:
+        """Send and wait for the answer to begin; the record's `taken` is filled in on the way.
 
         Begun: it was sent at once, nothing needs to wait for it until it is ready. Raises UpstreamTimeout,
         UpstreamBroken, Overloaded, when it is awaited; then, and when cancelled, nothing is held.
         """
-        asked = record.asked
+        asked, taken = record.asked, RouteTaken()
+        record.taken = taken
         if asked is None:
             return self._pass(request, record)
-        taken = taken or RouteTaken()
         head: Head = request.notes.get(Head) or head_of(request)
-        plan = self._plans.find(asked.dialect.name, asked.info.model, group)
+        plan = self._plans.find(asked.dialect.name, asked.info.model, asked.group)
         is_patient = head.limit_s is None or head.limit_s > plan.slowest_s
         if plan.only is not None and self._limits is None and is_patient:
             return self._once(request, head, asked, record, taken, plan.only)

@@ -158,8 +158,7 @@ class Engine:
             )
             again.caller, again.step, again.asked = record.caller, record.step, record.asked
             self._shared.refresh(request, key, said, again)
-        record.shared("hit", 200, found.value.cost_usd, found.level)
-        record.finish()
+        record.hit(200, found.value.cost_usd, found.level)
         return self._replays.reply(key, found)
 
     def _pass(self, request: HttpRequest, record: CallRecord) -> Outcome:

@@ -53,5 +53,5 @@ class Follower:
         self._flight.leave()
         if self._joined is not None:
             flight = self._flight
-            self._joined.shared("join", flight.status, flight.cost_usd, flight.level)
+            self._joined.joined(flight.status, flight.cost_usd, flight.level)
             self._joined.finish(error)

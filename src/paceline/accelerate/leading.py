@@ -76,9 +76,8 @@ class Leading:
     def give(self, found: Found) -> None:
         """The same with an answer that was kept by others."""
         stored: StoredReply = found.value
-        flight, record = self.flight, self.record
-        record.shared("hit", stored.status, stored.cost_usd, found.level)
-        record.finish()
+        flight = self.flight
+        self.record.hit(stored.status, stored.cost_usd, found.level)
         flight.level, flight.cost_usd = found.level, stored.cost_usd
         flight.begin(stored.status, stored.headers, stream=stored.stream)
         for piece in stored.pieces:

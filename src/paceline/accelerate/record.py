@@ -14,7 +14,6 @@ from paceline.wire.http import HttpRequest
 from paceline.wire.tokens import estimate_tokens
 
 _READ_BYTES = 16 * 1024 * 1024  # of a plain answer; a larger one passes unread
-_SHARED = ("hit", "join")
 _NOTHING_SAID = ReplyInfo()
 
 Listener = Callable[["CallRecord"], None]
@@ -104,9 +103,17 @@ class CallRecord(msgspec.Struct, eq=False):
         elif self._parts is not None:
             self._parts.append(data)
 
-    def shared(self, outcome: str, status: int, cost_usd: float | None, level: str | None = None) -> None:
-        """It was answered from a level of the cache ("hit") or by another's call ("join"), which cost that much."""
-        self.outcome, self.status, self.saved_usd, self.level = outcome, status, cost_usd, level
+    def joined(self, status: int, cost_usd: float | None, level: str | None) -> None:
+        """It was answered by another's call, which cost that much; or by what that found in a level of the cache."""
+        self.outcome, self.status, self.saved_usd, self.level = "join", status, cost_usd, level
+
+    def hit(self, status: int, cost_usd: float | None, level: str) -> None:
+        """It was answered from a level of the cache, which spared that much, and is over."""
+        self.finished = True
+        self.outcome, self.status, self.saved_usd, self.level = "hit", status, cost_usd, level
+        self.cost_usd = 0.0
+        self.end_ns = self.clock.ticks_ns()
+        self._listener(self)
 
     def answered(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, encoded: bool) -> None:
         """All of a plain answer is here, and the call over: `head`, `saw` and `finish` in one."""
@@ -138,7 +145,7 @@ class CallRecord(msgspec.Struct, eq=False):
         self._close(error)
 
     def _close(self, error: str | None) -> None:
-        if self.outcome in _SHARED:
+        if self.outcome == "join":
             self.cost_usd = 0.0
         else:
             usage = self.info.usage

@@ -333,7 +333,8 @@ def _ending(reply: _Reply) -> tuple[str | None, bool]:
     finish, refused = None, False
     for choice in reply.choices or ():
         message = choice.message or choice.delta
-        finish = word(choice.finish_reason) or finish
+        reason = choice.finish_reason
+        finish = reason if isinstance(reason, str) and reason else finish
         refused |= finish in _FILTERED or (message is not None and bool(message.refusal))
     if reply.status is not None:
         why = word(reply.incomplete_details.reason) if reply.incomplete_details is not None else None

@@ -23,6 +23,7 @@ from paceline.model.run import COMPLETE, PARTIAL, RUNNING
 from paceline.model.span import EMBEDDING, HTTP_ROUTE, HTTP_STATUS, LLM, USED_IN_RESPONSE, USES
 from paceline.record.launcher import free_port, refuse_taken_port
 from paceline.store.folder import RunFolder, open_run
+from paceline.testing import SimulatedProvider
 from paceline.tune.recorded import RecordedService
 
 pytestmark = pytest.mark.slow
@@ -333,3 +334,44 @@ def test_kill_9_of_paceline_keeps_what_was_recorded_and_leaves_no_orphan(recordi
     assert run.info.state == RUNNING
     assert [s.kind for s in run.spans() if s.name.startswith("POST /v2")] == ["http.server"]
     assert run.resources()
+
+
+ASKS_ALL = """
+import anthropic, openai
+from google import genai
+
+openai.OpenAI().chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}])
+anthropic.Anthropic().messages.create(
+    model="claude-sonnet-4-5", max_tokens=20, messages=[{"role": "user", "content": "Hi"}]
+)
+google = genai.Client()
+google.models.generate_content(model="gemini-2.5-flash", contents="Hi")
+"""
+
+
+def test_the_calls_of_every_providers_sdk_go_through_the_gateway(tmp_path: Path) -> None:
+    """Each with its cost; with --record-answers what was said is kept. Where they went without it, they still go."""
+    (tmp_path / "app.py").write_text(ASKS_ALL)
+    with SimulatedProvider(speed=100.0) as provider:
+        keys = {"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "GEMINI_API_KEY": "k"}
+        urls = {"ANTHROPIC_BASE_URL": provider.url, "GOOGLE_GEMINI_BASE_URL": provider.url}
+        env = {**os.environ, **keys, **urls}
+        env.pop("OPENAI_BASE_URL", None)
+        command = [sys.executable, "-m", "paceline", "record", "--json", "--upstream", provider.url, "--record-answers"]
+        done = subprocess.run(
+            [*command, "--", sys.executable, "app.py"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 0, done.stderr
+        assert sorted(call.dialect for call in provider.calls) == ["anthropic", "gemini", "openai"]
+    run = open_run(tmp_path / json.loads(done.stdout)["run"])
+    calls = [span for span in run.spans() if span.service == "gateway"]
+    assert len(calls) == 3
+    assert all(span.cost_usd for span in calls)
+    [answers] = run.path.glob("answers-*.jsonl")
+    assert answers.read_text().count('"target"') == 3

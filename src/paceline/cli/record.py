@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from paceline.tune.recorded import RecordedService
 
 _INTERRUPTED = 130
-_DEFAULT_UPSTREAM = "https://api.openai.com"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for runs (default .paceline/runs)",
     )
-    parser.add_argument("--upstream", metavar="URL", help="provider behind the gateway (default: OPENAI_BASE_URL)")
+    parser.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="server behind the gateway for the calls of OpenAI's SDK (default: OPENAI_BASE_URL, else OpenAI); "
+        "Anthropic's and Google's are what ANTHROPIC_BASE_URL and GOOGLE_GEMINI_BASE_URL say, else their own",
+    )
+    parser.add_argument(
+        "--record-answers", action="store_true", help="keep prompts and answers, in clear, for `cache warm` of the run"
+    )
     parser.add_argument("--no-gateway", action="store_true", help="leave the model calls' way alone; no cost per call")
     parser.add_argument("--ready", metavar="URL", help="say when this URL answers; give up when it never does")
     parser.add_argument("--ready-timeout", type=float, default=90.0, metavar="S", help="(default 90)")
@@ -54,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(msg)
     if args.no_gateway and args.upstream:
         msg = "--upstream and --no-gateway contradict each other: without a gateway nothing is behind it"
+        raise ConfigError(msg)
+    if args.no_gateway and args.record_answers:
+        msg = "--record-answers and --no-gateway contradict each other: the gateway is what sees the answers"
         raise ConfigError(msg)
     folder = create_run(args.runs, args.name, command=command)
     code = asyncio.run(_record(folder, command, args))
@@ -83,6 +93,7 @@ async def _record(folder: "RunFolder", command: list[str], args: argparse.Namesp
             ready_url=args.ready,
             ready_timeout_s=args.ready_timeout,
             upstream=None if args.no_gateway else _upstream(args.upstream),
+            answers=args.record_answers,
             generator=False,
         ) as service:
             code = await _until_end(service, stop)
@@ -107,9 +118,12 @@ async def _until_end(service: "RecordedService", stop: asyncio.Event) -> int:
     return ended.result() if ended in done else _INTERRUPTED
 
 
-def _upstream(given: str | None) -> str:
-    url = (given or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_UPSTREAM).rstrip("/")
-    return url.removesuffix("/v1")
+def _upstream(given: str | None) -> dict[str, str]:
+    """The server behind the gateway for each provider's calls: where they would go without it."""
+    from paceline.gateway.config import BASE_URL_ENV, DEFAULT_URLS
+
+    urls = {name: os.environ.get(BASE_URL_ENV[name]) or url for name, url in DEFAULT_URLS.items()}
+    return urls if given is None else {**urls, "openai": given}
 
 
 def _summary(folder: "RunFolder") -> "Summary":

@@ -22,6 +22,9 @@ DEFAULT_URLS = {
     "anthropic": "https://api.anthropic.com",
     "gemini": "https://generativelanguage.googleapis.com",
 }
+# The variable that points each provider's SDK elsewhere, and what belongs to the end of that URL.
+BASE_URL_ENV = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL", "gemini": "GOOGLE_GEMINI_BASE_URL"}
+BASE_URL_PATH = {"openai": "/v1", "anthropic": "", "gemini": ""}
 _CREDENTIAL_HEADERS = {"openai": "authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 
 

@@ -4,10 +4,9 @@ import msgspec
 
 from paceline.accelerate.limits import Limits
 from paceline.accelerate.policy import RECOMMENDED
-from paceline.gateway.config import DEFAULT_URLS, GatewayConfig, policy_of
+from paceline.gateway.config import BASE_URL_ENV, BASE_URL_PATH, DEFAULT_URLS, GatewayConfig, policy_of
 
 _NAMES = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini"}
-_BASE_URLS = {"OPENAI_BASE_URL": "/v1", "ANTHROPIC_BASE_URL": "", "GOOGLE_GEMINI_BASE_URL": ""}
 
 
 def described(config: GatewayConfig) -> str:
@@ -27,7 +26,7 @@ def described(config: GatewayConfig) -> str:
 
 def how_to_point_at(url: str) -> str:
     """What to set so that SDKs use the gateway."""
-    return "\n".join(f"  {name}={url}{path}" for name, path in _BASE_URLS.items())
+    return "\n".join(f"  {name}={url}{BASE_URL_PATH[provider]}" for provider, name in BASE_URL_ENV.items())
 
 
 def _providers(config: GatewayConfig) -> str:

@@ -1,6 +1,7 @@
 """RecordedService: an application under recording, with the gateway in front of its provider and the sampler beside."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import msgspec
 
 from paceline.accelerate.policy import Policy
 from paceline.errors import ServiceError
+from paceline.gateway.config import BASE_URL_ENV, BASE_URL_PATH
 from paceline.record.launcher import LOG, Service, free_port, launch, recording_environment, refuse_taken_port
 from paceline.record.sampler import INTERVAL_S, Sampler
 from paceline.store.folder import RunFolder
@@ -43,8 +45,10 @@ class RecordedService:
         ready_url: Path on the application's port, or a whole URL; None: not waited for.
         ready_timeout_s: How long it may take to get ready, wall seconds.
         stop_timeout_s: How long it may take to stop.
-        upstream: The provider, without `/v1`; None: no gateway, the application's own setting counts.
+        upstream: One server for all providers' calls, without `/v1`; or a URL for each provider, whose own variables
+            (BASE_URL_ENV) then point at the gateway; None: no gateway, the application's own setting counts.
         policy: What the gateway does; None: pass on.
+        answers: Keep calls with their answers, in clear, for `paceline cache warm`.
         generator: Sample this process too (it drives the load).
 
     Raises (on entering):
@@ -62,8 +66,9 @@ class RecordedService:
         ready_url: str | None = None,
         ready_timeout_s: float = 90.0,
         stop_timeout_s: float = 10.0,
-        upstream: str | None = None,
+        upstream: str | Mapping[str, str] | None = None,
         policy: Policy | None = None,
+        answers: bool = False,
         generator: bool = True,
     ) -> None:
         self._run = run
@@ -73,7 +78,7 @@ class RecordedService:
         self._env = {name: _fill(value, filled) for name, value in (env or {}).items()}
         self._base_url_env = base_url_env
         self._ready_timeout_s, self._stop_timeout_s = ready_timeout_s, stop_timeout_s
-        self._upstream, self._policy = upstream, policy
+        self._upstream, self._policy, self._answers = upstream, policy, answers
         self._generator = generator
         self._gateway: Service | None = None
         self._service: Service | None = None
@@ -128,7 +133,10 @@ class RecordedService:
         env = {**os.environ, **self._env}
         if self._upstream is not None:
             self.gateway_url = await self._start_gateway(self._upstream)
-            env[self._base_url_env] = f"{self.gateway_url}/v1"
+            if isinstance(self._upstream, str):
+                env[self._base_url_env] = f"{self.gateway_url}/v1"
+            else:
+                env.update({BASE_URL_ENV[name]: self.gateway_url + BASE_URL_PATH[name] for name in self._upstream})
         env.update(recording_environment(self._run, self._cwd, self.gateway_url, self._env.get("PYTHONPATH")))
         self._service = launch(self._command, cwd=self._cwd, env=env, log=self._run.path / LOG)
         self._sampler.watch("app", self._service.pid)
@@ -136,10 +144,18 @@ class RecordedService:
         if self._ready_url:
             await self._service.ready(self._ready_url, self._ready_timeout_s)
 
-    async def _start_gateway(self, upstream: str) -> str:
+    async def _start_gateway(self, upstream: str | Mapping[str, str]) -> str:
         path = self._run.path
         command = [sys.executable, "-m", "paceline", "serve", "--json", "--port", "0"]
-        command += ["--upstream", upstream, "--run", str(path.resolve()), "--drain-s", f"{_DRAIN_S:g}"]
+        command += ["--run", str(path.resolve()), "--drain-s", f"{_DRAIN_S:g}"]
+        command += ["--record-answers"] * self._answers
+        if isinstance(upstream, str):
+            command += ["--upstream", upstream]
+        else:
+            config = path / "gateway.toml"
+            said = [f"[providers.{name}]\nurl = {json.dumps(url)}\n" for name, url in upstream.items()]
+            config.write_text("".join(said))
+            command += ["--config", str(config.resolve())]
         if self._policy is not None:
             file = path / "policy.json"
             file.write_bytes(msgspec.json.format(msgspec.json.encode(self._policy)))

@@ -58,7 +58,8 @@ async def warm(cache: Cache, path: Path) -> Warmed:
         if not path.exists():
             msg = (
                 f"{folder} holds no recorded answers. Prompts and answers are recorded only when asked for: "
-                f"paceline serve --run DIR --record-answers; or put what paceline cache export writes there, as {FILE}"
+                f"paceline record --record-answers, or paceline serve --run DIR --record-answers. What "
+                f"paceline cache export writes can be put there, too, as {FILE}"
             )
             raise InputError(msg, path=folder)
     levels = cache._levels  # noqa: SLF001 - of the same package

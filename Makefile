@@ -11,7 +11,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/__init__.py b
 .PHONY: demo test thorough check bench bench-peers docs setup setup-dev format clean
 
 demo: $(VENV)/demo.ready
-	$(BIN)/paceline tune workloads/support --speed 5
+	$(BIN)/paceline tune workloads/support --speed 3
 
 test: check
 	$(BIN)/python -m pytest -n 2

@@ -116,6 +116,28 @@ def test_notes_tell_speed_probes_and_refusals(result: TuneResult) -> None:
     assert refusal == "tokens was not projected: gpt-5 has no known pace"
 
 
+def test_a_processor_that_was_too_busy_is_named_with_the_speed_that_leaves_it_room(result: TuneResult) -> None:
+    """The worst phase and how many; at real pace nothing slower is advised; below three quarters nothing is said."""
+
+    def said(speed: float, *busy: float) -> list[str]:
+        phases = [
+            msgspec.structs.replace(
+                phase, figures={"concurrent": msgspec.structs.replace(BEFORE, processor_busy_ratio=ratio)}
+            )
+            for phase, ratio in zip(result.phases, busy, strict=True)
+        ]
+        told = summary.notes(msgspec.structs.replace(result, speed=speed, phases=phases, probes=[]))
+        return [note for note in told if "processor" in note]
+
+    [note] = said(5.0, 0.76, 0.98, 0.5)
+    assert note.startswith("the service's processor was 98% busy in calls and 75% or more in 2 phases: ")
+    assert note.endswith("; --speed 3 leaves it room")
+    [note] = said(1.0, 0.5, 0.8, 0.5)
+    assert note.startswith("the service's processor was 80% busy in calls: ")
+    assert "--speed" not in note
+    assert said(5.0, 0.5, 0.73, 0.5) == []
+
+
 def test_projection_error_is_one_sentence(result: TuneResult) -> None:
     """Medians, and how many intervals held the figure."""
     assert summary.error_line(result) == (

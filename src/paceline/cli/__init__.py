@@ -28,7 +28,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="paceline",
         description="Makes LLM applications fast and cheap, with proof.",
-        epilog="example: paceline tune workloads/support --speed 5",
+        epilog="example: paceline tune workloads/support --speed 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"paceline {__version__}")

@@ -1,6 +1,6 @@
 """Tune an application: measure it, find what is wrong, project each phase of its roadmap, apply it, measure again.
 
-example: paceline tune workloads/support --speed 5
+example: paceline tune workloads/support --speed 3
 
 Exit code 0 when the last phase meets every must objective, 1 when it does not; 2 wrong usage or configuration;
 4 the measurement cannot be trusted or kept; 130 interrupted, with what was measured kept.

@@ -54,6 +54,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None = None  # peak of the process tree
     memory_growth_mb_per_1000: float | None = None  # per 1,000 requests
     memory_verdict: str | None = None  # "steady", "spike", "leak", "run longer"
+    processor_busy_ratio: float | None = None  # of the cores that the application's code can use at once
     errors: dict[str, int] = {}
     quality_ratio: float | None = None  # share of golden answers that hold what they must
     swallowed_failure_ratio: float | None = None  # requests in which a failed step was hidden, over requests

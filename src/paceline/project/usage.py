@@ -1,6 +1,5 @@
 """Usage: processor time and memory per request, from resource samples."""
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from paceline.model.request import Request, ResourceSample
 from paceline.stats.quantiles import quantile
+from paceline.trace.processor import busy_ratio, cores_of
 
 APP = "app"
 _MB = 1e6
@@ -65,20 +65,18 @@ def usage_of(
         speed: How much faster than wall time the run's seconds pass; the processor's turns do not.
     """
     samples = list(resources)
-    span_s = samples[-1].at_s - samples[0].at_s if len(samples) > 1 else 0.0
-    if span_s <= 0:
+    busy = busy_ratio(samples)
+    if busy is None:
         assumptions.append("no resource samples of the application: its own time is taken as fixed, memory as unknown")
         return Usage(0, 0.0, 0.0, 0.0, 0.0, None)
-    used_s = max(0.0, samples[-1].cpu_s - samples[0].cpu_s)
-    cores = max(1, math.ceil(_fastest(samples) - 0.25))
     missed = [r for r, hit in zip(requests, hits, strict=True) if not hit]
     quick = [r for r, hit in zip(requests, hits, strict=True) if hit]
     causes = [[r.ended_s for r in quick], [r.started_s for r in missed], list(attempted_s)]
     hit_cpu_s, request_cpu_s, attempt_cpu_s = _costs_s(samples, causes, _quickest_s(quick))
     a_request_s = request_cpu_s + attempt_cpu_s * len(attempted_s) / max(1, len(missed))
     return Usage(
-        cores=cores,
-        busy_ratio=used_s / span_s / cores,
+        cores=cores_of(samples),
+        busy_ratio=busy,
         request_cpu_s=max(0.0, request_cpu_s - hit_cpu_s),
         attempt_cpu_s=attempt_cpu_s,
         hit_cpu_s=hit_cpu_s,
@@ -135,12 +133,6 @@ def _counts(edges: list[float], times: Sequence[float]) -> list[int]:
     ordered = sorted(times)
     at = [bisect_right(ordered, edge) for edge in edges]
     return [b - a for a, b in pairwise(at)]
-
-
-def _fastest(samples: list[ResourceSample]) -> float:
-    """Processor seconds per second in the busiest tenth of the samples' intervals."""
-    gaps = [(b.cpu_s - a.cpu_s) / (b.at_s - a.at_s) for a, b in pairwise(samples) if b.at_s > a.at_s]
-    return quantile(gaps, 0.9)
 
 
 def _mb_per_request(samples: list[ResourceSample], missed: list[Request]) -> float | None:

@@ -94,6 +94,7 @@ _LOAD_TILES = (
     ("cache hits", "hit_ratio", True),
     ("cost per 1,000", "cost_per_1000_usd", False),
     ("memory, peak", "memory_mb", False),
+    ("processor, busy", "processor_busy_ratio", False),
 )
 
 

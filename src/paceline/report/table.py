@@ -13,7 +13,7 @@ from paceline.model.figures import Figures
 from paceline.model.request import ResourceSample
 from paceline.stats.quantiles import quantile_ranks
 from paceline.store.folder import RunFolder
-from paceline.trace.figures import memory_figures
+from paceline.trace.figures import resource_figures
 from paceline.trace.streaming import Bound
 
 Floats = NDArray[np.float64]
@@ -127,7 +127,7 @@ class Table:
             hit_ratio=float((self.cache[says] == HIT).mean()) if says.any() else None,
             errors=errors or {},
         )
-        found: dict[str, object] = dict(memory_figures(resources, start_s, end_s, rate_per_s))
+        found: dict[str, object] = dict(resource_figures(resources, start_s, end_s, rate_per_s))
         found |= self._cost() | self._goodput(bounds, duration_s)
         timed = np.sort(self.latency_s[self.timed])
         if len(timed):

@@ -14,6 +14,7 @@ from paceline.stats.leak import leak_verdict
 from paceline.stats.quantiles import quantile_interval, quantiles
 from paceline.trace.calls import GATEWAY, SAVED
 from paceline.trace.failures import swallowed_failures
+from paceline.trace.processor import busy_ratio
 from paceline.trace.streaming import Bound, is_good, streaming_parts
 from paceline.trace.tree import Trace, build_traces
 
@@ -64,7 +65,7 @@ def figures_of_traces(
         errors=dict(sorted(Counter(_error_name(r) for r in requests if not r.ok).items())),
     )
     found = _latencies(requests) | _streams(requests) | _spent(traces)
-    found |= memory_figures(resources, start_s, end_s, requests_per_s)
+    found |= resource_figures(resources, start_s, end_s, requests_per_s)
     if bounds:
         good = sum(is_good(r, bounds) for r in requests)
         found |= {"goodput_ratio": good / len(requests), "goodput_per_s": good / duration_s if duration_s > 0 else None}
@@ -139,10 +140,10 @@ def _spent(traces: Sequence[Trace]) -> dict[str, Value]:
     }
 
 
-def memory_figures(
+def resource_figures(
     resources: Sequence[ResourceSample], start_s: float, end_s: float, requests_per_s: float | None
 ) -> dict[str, Value]:
-    """Peak, growth and verdict of the service's memory between two times; nothing where it was not sampled."""
+    """Memory (peak, growth, verdict) and processor of the service between two times; nothing where not sampled."""
     during = sorted((r for r in resources if r.service == APP and start_s <= r.at_s <= end_s), key=lambda r: r.at_s)
     if not during:
         return {}
@@ -153,6 +154,7 @@ def memory_figures(
         # Memory that falls at the end of the load does not grow.
         "memory_growth_mb_per_1000": None if growth is None else max(0.0, growth),
         "memory_verdict": verdict.verdict,
+        "processor_busy_ratio": busy_ratio(during),
     }
 
 

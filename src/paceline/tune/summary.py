@@ -15,6 +15,10 @@ from paceline.report.units import UNKNOWN, dollars, figure, megabytes, seconds
 
 Rows = list[list[str]]
 
+# Share of the service's processor above which projections came out too fast, and one at which they did not: the support
+# desk at --speed 5 and 3 on one machine, 76 to 98 % and 53 to 73 % busy (docs/performance.md).
+_CROWDED, _AT_EASE = 0.75, 0.6
+
 SHOWN = (
     "p50_s",
     "p95_s",
@@ -97,12 +101,30 @@ def notes(result: TuneResult) -> list[str]:
             f"speed {result.speed:g}: times are at the provider's pace; the service's own CPU time counts "
             f"{result.speed:g} times, so its part is over-stated"
         )
+    said += _crowded(result)
     for probe in result.probes:
         cost = f"cost {dollars(probe.cost_usd)}" if probe.cost_usd is not None else "at a cost that is not known"
         said.append(f"the pace of {probe.model} was asked for with {probe.calls} calls, {cost}")
     refused = [p for p in result.phases if p.projection and p.projection.refusal]
     said += [f"{p.name} was not projected: {p.projection.refusal}" for p in refused if p.projection]
     return said + [f"{p.name}: {note}" for p in result.phases for note in p.notes]
+
+
+def _crowded(result: TuneResult) -> list[str]:
+    """Where the service's own processor was so busy that its threads wait for it as no projection shows."""
+    measured = {p.name: p.figures[result.scenario] for p in result.phases if result.scenario in p.figures}
+    busy = {name: figures.processor_busy_ratio for name, figures in measured.items()}
+    crowded = {name: ratio for name, ratio in busy.items() if ratio is not None and ratio >= _CROWDED}
+    if not crowded:
+        return []
+    worst = max(crowded, key=crowded.__getitem__)
+    more = f" and {_CROWDED:.0%} or more in {len(crowded)} phases" if len(crowded) > 1 else ""
+    said = (
+        f"the service's processor was {crowded[worst]:.0%} busy in {worst}{more}: threads then wait for it in ways "
+        "that a projection does not show, and it comes out too fast"
+    )
+    slower = max(1, int(result.speed * _AT_EASE / crowded[worst]))
+    return [f"{said}; --speed {slower} leaves it room" if slower < result.speed else said]
 
 
 # Headings are a name with the unit under it.

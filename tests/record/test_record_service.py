@@ -375,3 +375,22 @@ def test_the_calls_of_every_providers_sdk_go_through_the_gateway(tmp_path: Path)
     assert all(span.cost_usd for span in calls)
     [answers] = run.path.glob("answers-*.jsonl")
     assert answers.read_text().count('"target"') == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "said"),
+    [
+        (["--upstream", "nonsense"], {}, "--upstream is not a server's URL: 'nonsense'"),
+        ([], {"ANTHROPIC_BASE_URL": "localhost:8000"}, "ANTHROPIC_BASE_URL is not a server's URL: 'localhost:8000'"),
+        (["--no-gateway", "--record-answers"], {}, "--record-answers and --no-gateway contradict each other"),
+    ],
+)
+def test_what_cannot_be_recorded_is_one_sentence_and_leaves_no_run(
+    tmp_path: Path, options: list[str], variables: dict[str, str], said: str
+) -> None:
+    command = [sys.executable, "-m", "paceline", "record", *options, "--", "true"]
+    env = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"paceline record: {said}")
+    assert not (tmp_path / ".paceline").exists()

@@ -65,13 +65,16 @@ def run(args: argparse.Namespace) -> int:
     if args.no_gateway and args.record_answers:
         msg = "--record-answers and --no-gateway contradict each other: the gateway is what sees the answers"
         raise ConfigError(msg)
+    upstream = None if args.no_gateway else _upstream(args.upstream)
     folder = create_run(args.runs, args.name, command=command)
-    code = asyncio.run(_record(folder, command, args))
+    code = asyncio.run(_record(folder, command, upstream, args))
     _tell(_summary(folder), code, as_json=args.json)
     return code
 
 
-async def _record(folder: "RunFolder", command: list[str], args: argparse.Namespace) -> int:
+async def _record(
+    folder: "RunFolder", command: list[str], upstream: dict[str, str] | None, args: argparse.Namespace
+) -> int:
     """Run the service to its end or to the first signal; the run is sealed either way."""
     from paceline.model.run import COMPLETE, PARTIAL
     from paceline.record.launcher import LOG, echo
@@ -92,7 +95,7 @@ async def _record(folder: "RunFolder", command: list[str], args: argparse.Namesp
             command=command,
             ready_url=args.ready,
             ready_timeout_s=args.ready_timeout,
-            upstream=None if args.no_gateway else _upstream(args.upstream),
+            upstream=upstream,
             answers=args.record_answers,
             generator=False,
         ) as service:
@@ -119,11 +122,22 @@ async def _until_end(service: "RecordedService", stop: asyncio.Event) -> int:
 
 
 def _upstream(given: str | None) -> dict[str, str]:
-    """The server behind the gateway for each provider's calls: where they would go without it."""
+    """The server behind the gateway for each provider's calls: where they would go without it. ConfigError: no URL."""
     from paceline.gateway.config import BASE_URL_ENV, DEFAULT_URLS
+    from paceline.wire.client import split_url
 
-    urls = {name: os.environ.get(BASE_URL_ENV[name]) or url for name, url in DEFAULT_URLS.items()}
-    return urls if given is None else {**urls, "openai": given}
+    urls = {}
+    for name, own in DEFAULT_URLS.items():
+        where, url = BASE_URL_ENV[name], os.environ.get(BASE_URL_ENV[name]) or own
+        if name == "openai" and given is not None:
+            where, url = "--upstream", given
+        try:
+            split_url(url)
+        except ConfigError as error:
+            msg = f"{where} is {error}"
+            raise ConfigError(msg) from error
+        urls[name] = url
+    return urls
 
 
 def _summary(folder: "RunFolder") -> "Summary":

@@ -14,7 +14,7 @@ from paceline.accelerate.policy import Policy
 from paceline.accelerate.record import CallRecord
 from paceline.gateway.access_log import AccessLog
 from paceline.gateway.invalidation import drop, nobody_else
-from paceline.gateway.keys.door import Door, KeyCaller
+from paceline.gateway.keys.door import Door
 from paceline.gateway.keys.file import Key, new_key
 from paceline.gateway.keys.quota import Meter
 from paceline.gateway.keys.table import Table
@@ -90,9 +90,6 @@ async def keyed(
             metrics.take(record)
             if log is not None:
                 log.take(record)
-            if isinstance(record.caller, KeyCaller) and record.usage is not None:
-                used = record.usage.input_tokens + record.usage.output_tokens
-                record.caller.meter.charge(used, record.cost_usd)
 
         forward = HttpClient(upstream.url)
         engine = Engine(forward, policy, listener=heard)

@@ -92,17 +92,18 @@ class Engine:
             self._listener, clock, request.method, said.path, said.kind, said.traceparent, clock.ticks_ns()
         )
         record.caller = caller
-        if said.dialect is None:
-            return self._pass(request, record)
-        record.step = said.step
-        if said.priority or caller is not None:  # a caller with a key may step back, not forward
-            record.priority = said.priority if caller is None else caller.priority + min(0, said.priority)
-        asked = record.asked = self._reader.read(said, request.target, request.body, caller)
-        if self._tapes:
-            record.tape = Tape(request)
-        key = asked.key
+        key = None
+        if said.dialect is not None:
+            record.step = said.step
+            if said.priority or caller is not None:  # a caller with a key may step back, not forward
+                record.priority = said.priority if caller is None else caller.priority + min(0, said.priority)
+            asked = record.asked = self._reader.read(said, request.target, request.body, caller)
+            key = asked.key
+            if self._tapes:
+                record.tape = Tape(request)
         if key is None or said.mode == BYPASS:
-            return self._pass(request, record)
+            sent = self.sender.send(request, record)
+            return PassedOn(sent, request) if isinstance(sent, Begun) else pass_on(sent, request, record)
         if said.mode != REFRESH:
             found = self.cache.peek(key) if self.cache is not None else None
             if found is not None:
@@ -160,13 +161,6 @@ class Engine:
             self._shared.refresh(request, key, said, again)
         record.hit(200, found.value.cost_usd, found.level)
         return self._replays.reply(key, found)
-
-    def _pass(self, request: HttpRequest, record: CallRecord) -> Outcome:
-        """Send it on and the answer back, sharing nothing."""
-        sent = self.sender.send(request, record)
-        if isinstance(sent, Begun):
-            return PassedOn(sent, request)
-        return pass_on(sent, request, record)
 
     def _watch_prefix(self, record: CallRecord) -> None:
         if self.prefixes is not None and record.asked is not None and record.attempts:

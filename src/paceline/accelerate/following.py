@@ -4,7 +4,7 @@ from paceline.accelerate.follower import Follower
 from paceline.accelerate.headers import to_client
 from paceline.accelerate.passing import FAILURES
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.replay import usd
+from paceline.accelerate.replay import USD
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.single_flight import Flight
 from paceline.wire.framing import EncodedHeaders
@@ -48,5 +48,5 @@ def whole_reply(flight: Flight, *, joined: bool) -> Reply:
     headers, pieces = _headers(flight, joined), flight.pieces
     if flight.cost_usd is not None:
         own = not joined and flight.level is None
-        headers = headers.plus(b"x-paceline-cost-usd" if own else b"x-paceline-saved-usd", usd(flight.cost_usd))
+        headers = headers.plus(b"x-paceline-cost-usd" if own else b"x-paceline-saved-usd", USD % flight.cost_usd)
     return Reply(flight.status, headers, pieces[0] if len(pieces) == 1 else b"".join(pieces))

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 from paceline.accelerate.headers import to_client
 from paceline.accelerate.record import CallRecord
-from paceline.accelerate.replay import usd
+from paceline.accelerate.replay import USD
 from paceline.accelerate.routing.answer import Answer, kind_of
 from paceline.accelerate.routing.begun import Begun, Underway
 from paceline.accelerate.routing.replies import error_name, error_reply
@@ -79,5 +79,5 @@ def _as_it_comes(answer: Answer | PartOfBatch) -> Reply:
 def _whole(answer: Answer | PartOfBatch | ClientReply, body: bytes, request: HttpRequest, record: CallRecord) -> Reply:
     headers = to_client(answer.headers, b"bypass", length=request.method == "HEAD")
     if record.cost_usd is not None:
-        headers = headers.plus(b"x-paceline-cost-usd", usd(record.cost_usd))
+        headers = headers.plus(b"x-paceline-cost-usd", USD % record.cost_usd)
     return Reply(answer.status, headers, body)

@@ -152,6 +152,8 @@ class CallRecord(msgspec.Struct, eq=False):
             self.usage_estimated |= self.info.usage_partial
             self.usage = usage if usage is not None and self.kind != COUNT else self._usage()
             self.cost_usd = self._cost()
+            if self.caller is not None:
+                self.caller.charge(self.usage, self.cost_usd)
         if error is None and self.status >= 400:
             error = str(self.status)
         self.error = error

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from paceline.accelerate.cache import Found, StoredReply
 from paceline.wire.http import Reply
 
+USD = b"%.9f"  # an amount as a header's value, to a billionth of a dollar
 _MEMO_BYTES = 32 * 1024 * 1024
 _ENTRY_BYTES = 1500
 _LARGEST_BYTES = 256 * 1024  # a larger answer is put together each time
@@ -56,10 +57,5 @@ def _headers(stored: StoredReply, found: Found) -> list[tuple[bytes, bytes]]:
     if found.is_stale:
         headers.append((b"x-paceline-cache-stale", b"1"))
     if stored.cost_usd is not None:
-        headers.append((b"x-paceline-saved-usd", usd(stored.cost_usd)))
+        headers.append((b"x-paceline-saved-usd", USD % stored.cost_usd))
     return headers
-
-
-def usd(cost_usd: float) -> bytes:
-    """An amount as a header's value, to a billionth of a dollar."""
-    return b"%.9f" % cost_usd

@@ -9,6 +9,7 @@ from paceline.accelerate.caller import Caller
 from paceline.gateway.keys.file import CALLS, MONITOR, OPERATOR, Key, id_of
 from paceline.gateway.keys.models import ModelCheck
 from paceline.gateway.keys.quota import Meter, Refusal
+from paceline.wire.call import Usage
 from paceline.wire.dialects import CREDENTIAL_HEADERS, dialect_for, dialect_of, without_credentials
 from paceline.wire.http import Headers, HttpRequest
 
@@ -38,6 +39,10 @@ class KeyCaller(Caller, frozen=True, kw_only=True, eq=False):
 
     key: Key
     meter: Meter
+
+    def charge(self, usage: Usage | None, cost_usd: float | None) -> None:
+        """Count it against the key's limits and budget."""
+        self.meter.charge(usage.input_tokens + usage.output_tokens if usage is not None else 0, cost_usd)
 
 
 class _Known(msgspec.Struct, frozen=True):

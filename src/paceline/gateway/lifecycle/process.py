@@ -19,7 +19,6 @@ from paceline.clock import RunClock
 from paceline.gateway.access_log import AccessLog
 from paceline.gateway.config import GatewayConfig
 from paceline.gateway.invalidation import Dropped, Tell, drop, nobody_else
-from paceline.gateway.keys.door import KeyCaller
 from paceline.gateway.keys.table import Table
 from paceline.gateway.lifecycle.reload import Composition
 from paceline.gateway.metrics.counts import Metrics
@@ -149,16 +148,15 @@ class ServingProcess:
     def _listener(self) -> Listener:
         """Everybody who hears of a finished call, as one function."""
         count = self.metrics.take
-        others = [listener.take for listener in (self._sink, self._log) if listener is not None]
+        others: list[Listener] = [listener.take for listener in (self._sink, self._log) if listener is not None]
         if self._answers is not None:
             others.append(self._keep_answer)
 
+        if not others:
+            return count
+
         def tell(record: CallRecord) -> None:
             count(record)
-            if isinstance(record.caller, KeyCaller):
-                usage = record.usage
-                tokens = usage.input_tokens + usage.output_tokens if usage is not None else 0
-                record.caller.meter.charge(tokens, record.cost_usd)
             for take in others:
                 take(record)
 

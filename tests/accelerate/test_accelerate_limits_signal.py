@@ -78,8 +78,6 @@ def test_openai_states_both_limits() -> None:
     )
     assert (signal.limit_requests, signal.remaining_requests, signal.reset_requests_s) == (5000, 4999, 0.012)
     assert (signal.limit_tokens, signal.remaining_tokens, signal.reset_tokens_s) == (800_000, 799_000, 360)
-    assert not signal.is_refusal
-    assert not signal.is_error
 
 
 def test_anthropic_states_moments_and_the_scarcer_of_its_token_limits() -> None:

@@ -49,6 +49,8 @@ class Cache:
         self._now_s = now_s
         self._levels = levels = Levels(self.policy, now_s, draw)
         self._leases = Leases(levels)
+        # As `lease`, among the processes of this host and at once: all there is to ask where `asks_far` is False.
+        self.lease_here: Callable[[bytes], Lease | None] = self._leases.take_here
         self._computations = Computations(levels, self._leases, self.policy.wait_s)
         levels.on_invalidated = self._computations.forget
         first = levels.memory if self.policy.levels[:1] == (MEMORY,) else None
@@ -254,8 +256,8 @@ class Cache:
         return self._levels.store(
             question,
             value,
-            ttl_s=_checked_ttl(ttl_s),
-            tags=_tag_ids(tags),
+            ttl_s=None if ttl_s is None else _checked_ttl(ttl_s),
+            tags=_tag_ids(tags) if tags else (),
             compute_s=compute_s,
             lease=lease or self._leases.get(key),
             created_s=created_s,
@@ -267,10 +269,6 @@ class Cache:
         None: somebody, in this process or another, is computing it: `await wait_for(key, deadline_s)`.
         """
         return await self._leases.take(key)
-
-    def lease_here(self, key: bytes) -> Lease | None:
-        """The same among the processes of this host, at once: all there is to ask where `asks_far` is False."""
-        return self._leases.take_here(key)
 
     async def wait_for(
         self, key: bytes, deadline_s: float, *, as_type: Any = None, newer_than_s: float = 0.0

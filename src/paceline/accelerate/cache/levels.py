@@ -316,7 +316,8 @@ class Levels:
         value, size = checked(value, as_type)
         if self.counter[0] != self.heard:
             self.hear()
-        if lease is not None and self.recent.mean(lease.number, question.key, tags):
+        recent = self.recent
+        if lease is not None and lease.number != recent.number and recent.mean(lease.number, question.key, tags):
             return value, None
         now_s = self.now_s()
         opened = Opened(value, now_s if created_s is None else created_s, ttl_s or 0.0, compute_s, b"".join(tags))

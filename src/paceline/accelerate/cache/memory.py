@@ -54,7 +54,7 @@ class Entry:
     ) -> None:
         self.key = key
         self.value = value
-        self.size = size + ENTRY_BYTES + _TAG_BYTES * len(tags) + _name_bytes(name)
+        self.size = size + ENTRY_BYTES + _TAG_BYTES * len(tags) + (0 if name is None else _name_bytes(name))
         self.created_s = created_s
         self.expires_s = expires_s  # from here on stale
         self.dead_s = dead_s  # from here on gone

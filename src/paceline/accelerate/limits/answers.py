@@ -54,7 +54,7 @@ class Answers:
 
     def heard(self, permit: Permit, signal: Signal, sent: tuple[int, int], now_s: float) -> None:
         """An answer; `sent`: calls and tokens admitted up to now."""
-        if signal.is_refusal:
+        if signal.status == 429:
             self._refused(permit, signal, sent, now_s)
             return
         self._dry.taken(permit.admitted_s)

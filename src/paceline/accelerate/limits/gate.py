@@ -39,10 +39,7 @@ class Clocked(Protocol):
     """What a gate needs of its owner."""
 
     now_s: Callable[[], float]
-
-    def ticket(self) -> int:
-        """The next place in the order of admission."""
-        ...
+    ticket: Callable[[], int]  # the next place in the order of admission
 
 
 class Gate:
@@ -61,7 +58,7 @@ class Gate:
         self.admitted_tokens = 0
         self.meter = meter
         self._policy = policy
-        self._owner = owner
+        self._ticket = owner.ticket
         self._now_s = owner.now_s
         self._by_tokens = bounds.tokens is not None
         self._service_s: float | None = None  # mean time a call holds its slot
@@ -252,7 +249,7 @@ class Gate:
         if self.in_flight > self.peak:
             self.peak = self.in_flight
         if ask.ticket is None:
-            ask.ticket = self._owner.ticket()
+            ask.ticket = self._ticket()
         if self.answers is not None:
             self.answers.admitted(now_s, waited)
         return permit

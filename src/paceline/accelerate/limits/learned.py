@@ -49,6 +49,7 @@ class Learned:
         self._is_guess = False
         self._changed_s = now_s  # answers to calls from before do not judge the rate
         self._judged_s = now_s
+        self._soonest_s = min(policy.interval_s, policy.minute_s / 4)  # between two judgements
         self._answers = self._errors = self._waited = 0
         self._taken: deque[float] = deque(maxlen=_MEMORY)  # when calls were taken, the last ones
         self._since_s: float | None = None  # the refusal that began the stretch being measured
@@ -90,7 +91,8 @@ class Learned:
         if admitted_s >= self._changed_s:
             self._answers += 1
             self._errors += error
-        self._judge(now_s)
+        if now_s - self._judged_s >= self._soonest_s:
+            self._judge(now_s)
 
     def not_taken(self) -> None:
         """An admitted call was refused."""

@@ -35,16 +35,6 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
     reset_tokens_s: float | None = None
     quota_exhausted: bool = False  # no waiting helps within the day: credit, spend limit, daily quota
 
-    @property
-    def is_refusal(self) -> bool:
-        """True when the provider says "slow down"."""
-        return self.status == 429
-
-    @property
-    def is_error(self) -> bool:
-        """True when the answer counts against the error rate: refused, overloaded or failed."""
-        return self.status == 429 or self.status >= 500
-
 
 def signal_of(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes | None, now_s: float) -> Signal:
     """Read an answer. Never raises: what is not understood is None.

@@ -32,18 +32,32 @@ def closed(**changes: object) -> Scenario:
 def driven(folder: Path, scenario: Scenario, talk: Talk) -> Driven:
     """Drive at a server that says exactly what `talk` says on each connection."""
 
+    talks: set[asyncio.Task[None]] = set()
+
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await talk(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await talk(reader, writer)
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(one(reader, writer))
+        talks.add(task)
+        task.add_done_callback(talks.discard)
 
     async def main() -> Driven:
-        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         run = create_run(folder, "t")
         try:
             info = await drive(scenario, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", run)
         finally:
             server.close()
+            left = list(talks)  # some go on talking when nobody listens any more
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.sleep(0)  # transports close in the loop's next turn
         return run.requests(), info
 
     return uvloop.run(main())

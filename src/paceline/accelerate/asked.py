@@ -1,8 +1,7 @@
 """Asked: one model call, read once for equal bytes: whose it is, what it asks, what is sent for it."""
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -70,6 +69,14 @@ def input_tokens(asked: Asked) -> int:
     return asked.dialect.describe(kind, path, call, asked.dialect.canonical(call)).input_tokens
 
 
+class Read(Protocol):
+    """Reads calls as far as somebody needs it."""
+
+    def __call__(self, said: Directives, target: str, body: bytes, caller: Caller | None = None) -> Asked:
+        """What this call asks."""
+        ...
+
+
 class AskedReader:
     """Reads calls, each as far as somebody needs it. Equal bytes asked again cost a dictionary look-up."""
 
@@ -85,8 +92,7 @@ class AskedReader:
         tries_again = policy.routing.retries.enabled or policy.routing.hedge.enabled
         self._shares = policy.shares
         reads = self._describes or self._shares or tries_again
-        # What a call asks: `read(said, target, body, caller)`. Only as much as somebody needs.
-        self.read: Callable[..., Asked] = self._read if reads else _glance
+        self.read: Read = self._read if reads else _glance
         self._memo: OrderedDict[tuple[object, ...], Asked] = OrderedDict()
         self._memo_bytes = 0
 

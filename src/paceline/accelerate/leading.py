@@ -128,7 +128,7 @@ class Led(Underway):
         else:
             leading.flight.end()
 
-    def _otherwise(self, *, stream: bool) -> None:
+    def _otherwise(self) -> None:
         """The answer has to be followed in a task."""
         leading, begun = self._leading, self._begun
         leading.flight.start(lambda _: leading.run(begun))

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from paceline.accelerate.headers import to_client
 from paceline.accelerate.record import CallRecord
 from paceline.accelerate.replay import USD
-from paceline.accelerate.routing.answer import Answer, kind_of
+from paceline.accelerate.routing.answer import Answer
 from paceline.accelerate.routing.begun import Begun, Underway
 from paceline.accelerate.routing.replies import error_name, error_reply
 from paceline.accelerate.sending import PartOfBatch
@@ -22,9 +22,8 @@ class PassedOn(Underway):
     """The reply of a call that was begun: its answer when all of it came, else what `pass_on` makes of it."""
 
     def __init__(self, begun: Begun, request: HttpRequest) -> None:
-        self._begun = begun
+        super().__init__(begun)
         self._request = request
-        begun.reply.listener = self._heard
 
     def cancel(self) -> None:
         """The caller is gone."""
@@ -42,12 +41,8 @@ class PassedOn(Underway):
         else:
             self._ready(reply)
 
-    def _otherwise(self, *, stream: bool) -> None:
-        begun = self._begun
-        if stream and begun.attempt is None:
-            self._ready(_as_it_comes(Answer(begun.reply, begun.record, None, kind_of(begun.reply, begun.record))))
-        else:
-            self._ready()
+    def _otherwise(self) -> None:
+        self._ready()
 
     async def _rest(self) -> Reply:
         return await pass_on(self._begun, self._request, self._begun.record)

@@ -16,7 +16,7 @@ from paceline.report.units import UNKNOWN, dollars, figure, megabytes, seconds
 Rows = list[list[str]]
 
 # Share of the service's processor above which projections came out too fast, and one at which they did not: the support
-# desk at --speed 5 and 3 on one machine, 76 to 98 % and 53 to 73 % busy (docs/performance.md).
+# desk at --speed 5 and 3 on one machine, 75 to 98 % and 49 to 73 % busy (docs/performance.md).
 _CROWDED, _AT_EASE = 0.75, 0.6
 
 SHOWN = (

@@ -88,17 +88,15 @@ class HttpClient:
     ) -> ClientReply | None:
         """Send a request now, over a kept connection; None where there is none, or others wait for one.
 
-        Await `arrived` of its reply, or `listen` to it; to `close` it gives it up.
+        Await `arrived` of its reply, or set its `listener`; to `close` it gives it up.
         """
         if not self._idle or self._free <= 0 or self._waiting:
             return None
         line = self._lines.get((method, target)) or self._line(method, target)
         data = encode_request(method, target, self.authority, headers, body, line=line)
-        connection: Connection | None = self._idle.pop()[1]
-        if connection is None or connection.closed:
-            connection = self._kept()
-            if connection is None:
-                return None
+        connection = self._kept()
+        if connection is None:
+            return None
         self._free -= 1
         return self._start(connection, data, data)
 

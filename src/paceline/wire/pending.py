@@ -18,7 +18,7 @@ class Pending(Generic[T]):
     is, it holds nothing any more.
     """
 
-    # Of the class until they differ: every call makes two of these, and a call of `__init__` costs more than the rest.
+    # Of the class until they differ: every call makes one of these, and an `__init__` would be called for nothing else.
     value: T | None = None  # where it went well
     _error: Exception | None = None
     _is_ready = False

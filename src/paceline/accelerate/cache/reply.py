@@ -21,6 +21,6 @@ class StoredReply(msgspec.Struct, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """Memory it takes, about."""
         size = _REPLY_BYTES + sum(map(len, self.pieces)) + 33 * len(self.pieces)
-        for name, value in self.headers:  # a generator would take three times as long
+        for name, value in self.headers:  # every new answer passes here, and `sum` would call a generator for each
             size += len(name) + len(value)
         return size

@@ -62,13 +62,13 @@ class Underway(Pending[Reply]):
         """It went well: `take` the answer. Must not raise: the connection calls this."""
         raise NotImplementedError
 
-    def _otherwise(self, *, stream: bool) -> None:
+    def _otherwise(self) -> None:
         """It is a stream, or did not go well, or will not come at once. Must not raise."""
         raise NotImplementedError
 
     def _heard(self) -> None:
         begun = self._begun
-        reply, stream = begun.reply, False
+        reply = begun.reply
         if reply.error is None and 0 < reply.status < (_ANY if begun.attempt is None else 400):
             stream, encoded = kind_of(reply, begun.record)
             if not stream:
@@ -80,4 +80,4 @@ class Underway(Pending[Reply]):
                     self._has_head = True  # the rest is on its way
                     return
         reply.listener = None
-        self._otherwise(stream=stream)
+        self._otherwise()

@@ -161,7 +161,7 @@ class Metrics:
         if series is None:
             series = self._find(raw, record)
         self.changed = True
-        # Every call passes here: what `Spread.add` does is written out, it would be three calls of functions more.
+        # Every call passes here, so what `Spread.add` does is written out.
         took_s, spread = (record.end_ns - record.start_ns) * 1e-9, series.seconds
         spread.counts[bisect_left(SECONDS, took_s)] += 1
         spread.total += took_s
